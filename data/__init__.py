@@ -1,0 +1,1 @@
+"""What lies on disk: run files, recording, replay and data sets."""

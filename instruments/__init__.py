@@ -1,0 +1,1 @@
+"""The abstraction layer: the tester interface, its drivers and links."""

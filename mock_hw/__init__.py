@@ -1,0 +1,1 @@
+"""The software twin of a phase-change-memory chip and its tester."""

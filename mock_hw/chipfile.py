@@ -1,0 +1,99 @@
+"""A chip's memory on disk: every cell, device time, noise, the last operation id and its reply, in one atomic write."""
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import h5py
+import hdf5plugin
+import numpy as np
+
+from hil.mock_hw import chips
+from hil.mock_hw.array import Chip
+from hil.mock_hw.firmware import Firmware
+from hil.mock_hw.physics import CellState
+from hil.protocols.errors import InputError, StorageError
+from hil.protocols.messages import Identity, Readings, Receipt, Status
+
+FORMAT = "hil-chip"
+VERSION = 1
+
+
+def save(path: Path, firmware: Firmware, identity: Identity) -> None:
+    """Replace the file at once: a reader sees the old chip or the new one, never a part. Raises `StorageError`."""
+    temporary = path.with_name(path.name + ".part")
+    try:
+        with h5py.File(temporary, "w") as file:
+            _write(file, firmware, identity)
+            file.flush()
+            os.fsync(file.id.get_vfd_handle())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise StorageError(f"cannot save the chip to {path}: {error}") from error
+
+
+def load(path: Path) -> tuple[Firmware, str, str]:
+    """The firmware with its chip, the chip's model name and its id. Raises `InputError` for a file that holds no chip."""
+    try:
+        with h5py.File(path, "r") as file:
+            if file.attrs.get("format") != FORMAT:
+                raise InputError(f"{path} holds no chip (a run file?); expected a file written by a twin")
+            if file.attrs["format_version"] != VERSION:
+                raise InputError(f"{path} has chip format {file.attrs['format_version']}; this version reads {VERSION}")
+            return _read(file)
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise InputError(f"{path} cannot be read as a chip: {error}") from error
+
+
+def _write(file: h5py.File, firmware: Firmware, identity: Identity) -> None:
+    chip, reply = firmware.chip, firmware.last_reply
+    file.attrs.update({"format": FORMAT, "format_version": VERSION, "model": identity.model, "chip": identity.chip})
+    about = {
+        "parameters": chips.to_json(chip.parameters),
+        "now_ns": chip.now_ns,
+        "normals": chip.normals.state(),
+        "last_op_id": firmware.last_op_id,
+        "reply": type(reply).__name__ if reply else None,
+        "receipt": asdict(reply) if isinstance(reply, Receipt) else None,
+        "readings": {k: v for k, v in asdict(reply).items() if k != "codes"} if isinstance(reply, Readings) else None,
+    }
+    file["about"] = json.dumps(about, default=_plain)
+    if isinstance(reply, Readings):
+        file["reply_codes"] = reply.codes
+    arrays = {**chip.cells._asdict(), "row_reads": chip.row_reads, "column_reads": chip.column_reads}
+    for name, values in arrays.items():
+        file.create_dataset(f"cells/{name}", data=values, chunks=True, **hdf5plugin.Bitshuffle(cname="lz4"))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return {"uint64": [int(item) for item in value]}
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _arrays(value: dict[str, Any]) -> Any:
+    return np.array(value["uint64"], np.uint64) if value.keys() == {"uint64"} else value
+
+
+def _read(file: h5py.File) -> tuple[Firmware, str, str]:
+    about = json.loads(file["about"][()], object_hook=_arrays)
+    chip = Chip(chips.from_json(about["parameters"]), np.random.SeedSequence(0))
+    cells = {name: file[f"cells/{name}"][()] for name in CellState._fields}
+    for name, now in chip.cells._asdict().items():
+        if cells[name].dtype != now.dtype or cells[name].ndim != 1 or len(cells[name]) not in {len(now), 1, len(chip.cells.stuck)}:
+            raise ValueError(f"cells/{name} has shape {cells[name].shape} of {cells[name].dtype}")
+    chip.cells = CellState(**cells)
+    chip.row_reads[:] = file["cells/row_reads"][()]
+    chip.column_reads[:] = file["cells/column_reads"][()]
+    chip.normals.restore(about["normals"])
+    chip.now_ns = about["now_ns"]
+    firmware = Firmware(chip)
+    firmware.last_op_id = about["last_op_id"]
+    if about["receipt"]:
+        firmware.last_reply = Receipt(**about["receipt"] | {"status": Status(about["receipt"]["status"])})
+    if about["readings"]:
+        status = Status(about["readings"]["status"])
+        firmware.last_reply = Readings(**about["readings"] | {"status": status, "codes": file["reply_codes"][()]})
+    return firmware, str(file.attrs["model"]), str(file.attrs["chip"])

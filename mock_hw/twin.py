@@ -1,0 +1,77 @@
+"""The twin in process: the firmware, called directly."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from hil.instruments.tester import ArrayTester
+from hil.mock_hw import chipfile
+from hil.mock_hw.firmware import Firmware
+from hil.protocols.errors import LimitError, TesterError
+from hil.protocols.messages import (
+    Block,
+    Capabilities,
+    Cells,
+    Direction,
+    Identity,
+    PulseBatch,
+    PulseTrains,
+    Readings,
+    Receipt,
+    Region,
+    TesterKind,
+    Vectors,
+)
+
+
+class TwinTester(ArrayTester):
+    """A tester of a chip that exists in memory; `path` keeps the chip on disk when the tester is closed."""
+
+    def __init__(self, firmware: Firmware, name: str, chip_id: str, path: Path | None = None) -> None:
+        self._firmware = firmware
+        self._identity = Identity("PCM-HIL", name, "twin", "1", chip_id, TesterKind.TWIN)
+        self._path = path
+        self._closed = False
+
+    def identify(self) -> Identity:
+        return self._identity
+
+    def capabilities(self) -> Capabilities:
+        return self._firmware.capabilities
+
+    def register(self, blocks: Sequence[Block]) -> Region:
+        return self._open().register(blocks)
+
+    def regions(self) -> tuple[Region, ...]:
+        return tuple(self._firmware.regions)
+
+    def read(self, cells: Cells) -> Readings:
+        firmware = self._open()
+        return firmware.read(firmware.last_op_id + 1, cells)
+
+    def mvm(self, region: Region, vectors: Vectors, direction: Direction, gain: int) -> Readings:
+        firmware = self._open()
+        return firmware.mvm(firmware.last_op_id + 1, region, vectors, direction, gain)
+
+    def program(self, pulses: PulseBatch) -> Receipt:
+        firmware = self._open()
+        return firmware.program(firmware.last_op_id + 1, pulses)
+
+    def update(self, region: Region, trains: PulseTrains) -> Receipt:
+        raise LimitError("this array has no parallel update (capabilities: parallel_update is false)")
+
+    def wait(self, seconds: float) -> Receipt:
+        firmware = self._open()
+        return firmware.wait(firmware.last_op_id + 1, seconds)
+
+    def safe_state(self) -> None:
+        """A twin has no lines to ground."""
+
+    def close(self) -> None:
+        if self._path is not None and not self._closed:
+            chipfile.save(self._path, self._firmware, self._identity)
+        self._closed = True
+
+    def _open(self) -> Firmware:
+        if self._closed:
+            raise TesterError(f"tester of chip {self._identity.chip} is closed; open it again")
+        return self._firmware

@@ -1,0 +1,1 @@
+"""The wire: value types that everyone shares, their codecs and the errors."""
