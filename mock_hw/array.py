@@ -5,6 +5,7 @@ import numpy as np
 from hil.mock_hw import physics, products
 from hil.mock_hw.chips import ChipParameters
 from hil.mock_hw.normals import NormalSource
+from hil.mock_hw.parameters import PcmParameters
 from hil.mock_hw.tile import Tile
 from hil.protocols.errors import LimitError
 from hil.protocols.messages import Cells, Codes, Direction, Operation, PulseBatch, Region
@@ -23,7 +24,12 @@ class Chip:
     def __init__(self, parameters: ChipParameters, seed: np.random.SeedSequence) -> None:
         fabrication, operation = seed.spawn(2)
         self.parameters = parameters
-        self.cells = fabricate(parameters, np.random.default_rng(fabrication))
+        rng = np.random.default_rng(fabrication)
+        count = parameters.arrays * parameters.rows * parameters.columns
+        self.cells = fabricate(parameters.cell, count, rng)
+        self.step_scale = _spread(1.0, parameters.cell.step_spread, count, rng)
+        self.nu = _spread(parameters.cell.nu, parameters.cell.nu_spread, count, rng)
+        self._constants = physics.constants(parameters.cell)
         self.row_reads = np.zeros((parameters.arrays, parameters.rows), np.uint64)
         self.column_reads = np.zeros((parameters.arrays, parameters.columns), np.uint64)
         self.normals = NormalSource(operation)
@@ -34,7 +40,7 @@ class Chip:
         """Places of cells in the state, (n,); raises `LimitError` for a cell that the chip does not have."""
         p = self.parameters
         flat = np.empty(len(cells), np.int64)
-        bad = physics.locate(_index(cells), p.arrays, p.rows, p.columns, flat)
+        bad = physics.locate(cells.array, cells.row, cells.column, p.arrays, p.rows, p.columns, flat)
         if bad >= 0:
             where = (int(cells.array[bad]), int(cells.row[bad]), int(cells.column[bad]))
             raise LimitError(f"cell {where} (array, row, column) is outside the chip of {p.arrays} x {p.rows} x {p.columns}")
@@ -50,7 +56,16 @@ class Chip:
         codes = np.empty(len(flat), np.uint8 if p.adc_bits <= 8 else np.uint16)
         normals = self.normals.take(len(flat)) if p.cell.read_noise else NO_NORMALS
         saturated = physics.read_cells(
-            self.cells, flat, self.now_ns, normals, codes, self.read_step, self.read_offset, 2**p.adc_bits - 1, p.cell
+            self.cells,
+            self.nu,
+            flat,
+            self.now_ns,
+            normals,
+            codes,
+            self.read_step,
+            self.read_offset,
+            2**p.adc_bits - 1,
+            self._constants,
         )
         return codes, saturated
 
@@ -69,13 +84,15 @@ class Chip:
         p, saturated = self.parameters.cell, 0
         if pulses.kind == Operation.SET:
             normals = self.normals.take(int(pulses.counts.sum())) if p.programming_noise else NO_NORMALS
-            saturated = physics.apply_set(self.cells, flat, pulses.counts, self.now_ns, normals, p)
+            saturated = physics.apply_set(
+                self.cells, self.step_scale, flat, pulses.counts, self.now_ns, normals, self._constants
+            )
         else:
             normals = self.normals.take(len(flat)) if p.reset_noise else NO_NORMALS
-            physics.apply_reset(self.cells, flat, pulses.counts, self.now_ns, normals, p)
+            physics.apply_reset(self.cells, flat, pulses.counts, self.now_ns, normals, self._constants)
         for tiles in self._tiles.values():
             for tile in tiles:
-                tile.touch(_index(pulses.cells))
+                tile.touch(pulses.cells)
         return saturated
 
     def multiply(self, region: Region, codes: Codes, direction: Direction, full_scale: float) -> tuple[Codes, int]:
@@ -89,7 +106,8 @@ class Chip:
         normals = normals.reshape(-1, shape[1])
         saturated = at = 0
         for tile in self._tiles_of(region):
-            saturated += tile.multiply(direction, self.now_ns, codes, volt, normals, full_scale / top, top, out, at)
+            tile.follow_drift(self.now_ns)
+            saturated += tile.multiply(direction, codes, volt, normals, full_scale / top, top, out, at)
             block = tile.block
             if direction == Direction.FORWARD:
                 products.count_reads(codes, block.row_offset, block.rows, self.row_reads[block.array])
@@ -103,34 +121,21 @@ class Chip:
         if region.handle not in self._tiles:
             p = self.parameters
             self._tiles[region.handle] = [
-                Tile(block, p.rows, p.columns, self.cells, self.now_ns, p.cell) for block in region.blocks
+                Tile(block, p.rows, p.columns, self.cells, self.nu, self.now_ns, p.cell) for block in region.blocks
             ]
         return self._tiles[region.handle]
 
 
-def _index(cells: Cells) -> physics.CellIndex:
-    return physics.CellIndex(cells.array, cells.row, cells.column)
-
-
-def fabricate(parameters: ChipParameters, rng: np.random.Generator) -> physics.CellState:
-    """All cells of a new chip, RESET once at time 0."""
-    p = parameters.cell
-    count = parameters.arrays * parameters.rows * parameters.columns
-    normal = rng.standard_normal(count, np.float32) if p.reset_noise else np.zeros(1, np.float32)
-    conductance = np.broadcast_to(physics.reset_level(normal, p).astype(np.float32), count).copy()
-    stuck = rng.random(count) < p.stuck_fraction if p.stuck_fraction else np.zeros(count, np.bool_)
-    conductance[stuck] = np.where(rng.random(int(stuck.sum())) < 0.5, p.g_min, STUCK_HIGH * p.g_max)
-    return physics.CellState(
-        conductance=conductance,
-        pulsed_ns=np.zeros(count, np.int64),
-        since_reset=np.zeros(count, np.uint16),
-        set_count=np.zeros(count, np.uint32),
-        reset_count=np.zeros(count, np.uint32),
-        read_count=np.zeros(count, np.uint32),
-        stuck=stuck,
-        step_scale=_spread(1.0, p.step_spread, count, rng),
-        nu=_spread(p.nu, p.nu_spread, count, rng),
-    )
+def fabricate(p: PcmParameters, count: int, rng: np.random.Generator) -> physics.Records:
+    """The cells of a new chip, RESET once at time 0."""
+    cells = np.zeros(count, physics.CELL)
+    normal = rng.standard_normal(count, np.float32) if p.reset_noise else np.zeros(count, np.float32)
+    cells["conductance"] = physics.reset_level(normal, physics.constants(p)[0])
+    if p.stuck_fraction:
+        cells["stuck"] = rng.random(count) < p.stuck_fraction
+        stuck = np.flatnonzero(cells["stuck"])
+        cells["conductance"][stuck] = np.where(rng.random(len(stuck)) < 0.5, p.g_min, STUCK_HIGH * p.g_max)
+    return cells
 
 
 def _spread(mean: float, fraction: float, count: int, rng: np.random.Generator) -> physics.F32:

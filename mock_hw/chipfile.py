@@ -9,11 +9,12 @@ from typing import Any
 import h5py
 import hdf5plugin
 import numpy as np
+import numpy.typing as npt
 
 from hil.mock_hw import chips
 from hil.mock_hw.array import Chip
 from hil.mock_hw.firmware import Firmware
-from hil.mock_hw.physics import CellState
+from hil.mock_hw.physics import CELL
 from hil.protocols.errors import InputError, StorageError
 from hil.protocols.messages import Identity, Readings, Receipt, Status
 
@@ -62,9 +63,14 @@ def _write(file: h5py.File, firmware: Firmware, identity: Identity) -> None:
     file["about"] = json.dumps(about, default=_plain)
     if isinstance(reply, Readings):
         file["reply_codes"] = reply.codes
-    arrays = {**chip.cells._asdict(), "row_reads": chip.row_reads, "column_reads": chip.column_reads}
-    for name, values in arrays.items():
-        file.create_dataset(f"cells/{name}", data=values, chunks=True, **hdf5plugin.Bitshuffle(cname="lz4"))
+    for name, values in _arrays_of(chip).items():
+        file.create_dataset(f"arrays/{name}", data=values, chunks=True, **hdf5plugin.Bitshuffle(cname="lz4"))
+
+
+def _arrays_of(chip: Chip) -> dict[str, npt.NDArray[Any]]:
+    """Views of all arrays that make up the chip's state."""
+    counters = {"step_scale": chip.step_scale, "nu": chip.nu, "row_reads": chip.row_reads, "column_reads": chip.column_reads}
+    return {name: chip.cells[name] for name in CELL.names or ()} | counters
 
 
 def _plain(value: Any) -> Any:
@@ -80,13 +86,11 @@ def _arrays(value: dict[str, Any]) -> Any:
 def _read(file: h5py.File) -> tuple[Firmware, str, str]:
     about = json.loads(file["about"][()], object_hook=_arrays)
     chip = Chip(chips.from_json(about["parameters"]), np.random.SeedSequence(0))
-    cells = {name: file[f"cells/{name}"][()] for name in CellState._fields}
-    for name, now in chip.cells._asdict().items():
-        if cells[name].dtype != now.dtype or cells[name].ndim != 1 or len(cells[name]) not in {len(now), 1, len(chip.cells.stuck)}:
-            raise ValueError(f"cells/{name} has shape {cells[name].shape} of {cells[name].dtype}")
-    chip.cells = CellState(**cells)
-    chip.row_reads[:] = file["cells/row_reads"][()]
-    chip.column_reads[:] = file["cells/column_reads"][()]
+    for name, view in _arrays_of(chip).items():
+        stored = file[f"arrays/{name}"]
+        if stored.shape != view.shape or stored.dtype != view.dtype:
+            raise ValueError(f"arrays/{name} is {stored.dtype} {stored.shape}, expected {view.dtype} {view.shape}")
+        view[...] = stored[()]
     chip.normals.restore(about["normals"])
     chip.now_ns = about["now_ns"]
     firmware = Firmware(chip)

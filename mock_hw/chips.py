@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from hil.mock_hw.parameters import PcmParameters
+from hil.mock_hw.physics import constants, set_step
 from hil.protocols.errors import InputError
 from hil.protocols.messages import Capabilities, Durations, MvmMode, PulseLimits, PulseShape, Readout
 
@@ -79,11 +80,10 @@ class ChipParameters:
 
 def mean_staircase(p: PcmParameters, pulses: int) -> tuple[float, ...]:
     """Noise-free conductance (S) after 0 to `pulses` SET pulses from RESET."""
-    from hil.mock_hw.physics import set_step  # compiles on first use
-
     levels = [p.reset_mean]
     for n in range(1, pulses + 1):
-        levels.append(min(max(float(set_step(levels[-1], float(n), 1.0, 0.0, p)), p.g_min), p.g_max))
+        step = set_step(levels[-1], float(n), 1.0, 0.0, constants(p)[0])
+        levels.append(min(max(float(step), p.g_min), p.g_max))
     return tuple(levels)
 
 

@@ -1,16 +1,15 @@
 """PCM device physics: pure steps, and the compiled loops that apply them to batches of cells.
 
-The formulas (`set_step`, `reset_level`, `drift_factor`, `read_spread`) take scalars or arrays. The loops go over the cells of a batch
-in order, so that a cell that occurs twice is pulsed twice. All compiled code that calls a formula is in this file, because the compiler's
-cache on disk follows changes of the caller's file only.
+The formulas (`set_step`, `reset_level`, `drift_factor`, `read_spread`) take scalars or arrays, and the model's constants as a record
+(`constants`). The loops go over the cells of a batch in order, so that a cell that occurs twice is pulsed twice. All compiled code that
+calls a formula is in this file, because the compiler's cache on disk follows changes of the caller's file only.
 
 A tile keeps, for one block of a region, the weight and the noise variance of each crossing ready for products. Each of its cells belongs
-to an age class: class k holds the ages from `bounds[k]` to `bounds[k + 1]`, and all cells in it drift by the one factor of the
-class's middle age. The cells of a class form a list ordered by the time of their last pulse, so that those that have outgrown the class
-are always at its head.
+to an age class, and all cells of a class drift by the one factor of the class's middle age. The cells of a class form a list ordered by
+the time of their last pulse, so that those that have outgrown the class are always at its head.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,56 +18,54 @@ from numba import njit
 from hil.mock_hw.parameters import PcmParameters
 
 F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
 U16 = npt.NDArray[np.uint16]
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
+Records = npt.NDArray[np.void]
+
+NONE = -1  # no cell: the end of a list, a line that is not on a tile
+NEVER = np.iinfo(np.int64).max // 2
+
+# One record per cell, so that a pulse touches one line of the processor's cache.
+CELL = np.dtype(
+    [
+        ("pulsed_ns", np.int64),  # device time of the last pulse
+        ("conductance", np.float32),  # S, undrifted: at t0 after the last pulse
+        ("set_count", np.uint32),  # SET pulses ever
+        ("reset_count", np.uint32),  # RESET pulses ever
+        ("read_count", np.uint32),  # single reads ever
+        ("since_reset", np.uint16),  # SET pulses since the last RESET; stays at 65535
+        ("stuck", np.bool_),  # no pulse changes the cell
+    ],
+    align=True,
+)
+MEMBER = np.dtype(
+    [
+        ("flat", np.int32),  # the cell's place on the chip
+        ("following", np.int32),  # next in the list of its age class
+        ("preceding", np.int32),
+        ("age_class", np.int32),
+    ]
+)
+AGE_CLASS = np.dtype(
+    [
+        ("end_ns", np.int64),  # first age beyond the class
+        ("middle", np.float64),  # s, the age that stands for it
+        ("head", np.int32),  # the member pulsed longest ago
+        ("tail", np.int32),  # the member pulsed last
+    ],
+    align=True,
+)
 
 
-class CellIndex(NamedTuple):
-    """Cells of a batch, (n,) each; the compiled counterpart of `Cells`."""
-
-    array: U16
-    row: U16
-    column: U16
-
-
-class CellState(NamedTuple):
-    """State of all cells of a chip, flat over (array, row, column)."""
-
-    conductance: F32  # (n,) S, undrifted: at t0 after the last pulse
-    pulsed_ns: npt.NDArray[np.int64]  # (n,) device time of the last pulse
-    since_reset: U16  # (n,) SET pulses since the last RESET
-    set_count: npt.NDArray[np.uint32]  # (n,) SET pulses ever
-    reset_count: npt.NDArray[np.uint32]  # (n,) RESET pulses ever
-    read_count: npt.NDArray[np.uint32]  # (n,) serial reads ever
-    stuck: npt.NDArray[np.bool_]  # (n,) no pulse changes the cell
-    step_scale: F32  # (n,) or (1,): the cell's mean step over the model's
-    nu: F32  # (n,) or (1,): the cell's drift exponent
-
-
-NONE = -1  # the end of a list
-
-
-class TileState(NamedTuple):
-    """State of a tile with R rows and C columns of k = 1 or 2 devices; a local cell is (row, column, device), flat."""
-
-    weight: F32  # (R, C) S, drifted: first device less second device
-    variance: F32  # (R, C) S^2, of one read of all devices at the crossing
-    flat: I64  # (R * C * k,) the cell's place in the chip's state
-    row_of: I32  # (chip rows,) the tile's row on a word line, or -1
-    line_of: I32  # (chip columns,) column * k + device on a bit line, or -1
-    age_class: npt.NDArray[np.int16]  # (R * C * k,)
-    following: I32  # (R * C * k,) next in the class's list
-    preceding: I32  # (R * C * k,) previous in the class's list
-    head: I32  # (classes,) oldest cell of each class
-    tail: I32  # (classes,) youngest cell of each class
-    bounds: I64  # (classes + 1,) ns, ages at which a class begins; the last is beyond all ages
-    middle: F64  # (classes,) s, the age that stands for the class
+def constants(p: PcmParameters) -> Records:
+    """The parameters as one record, shape (1,): what compiled code takes fastest."""
+    kinds = [(name, np.bool_ if isinstance(value, bool) else np.float64) for name, value in p._asdict().items()]
+    return np.array([tuple(p)], np.dtype(kinds, align=True))
 
 
 @njit(cache=True)
-def set_step(g: Any, pulses: Any, step_scale: Any, normal: Any, p: PcmParameters) -> Any:
+def set_step(g: Any, pulses: Any, step_scale: Any, normal: Any, p: Any) -> Any:
     """Conductance (S) after one SET pulse on undrifted `g`: the `pulses`-th since the RESET, counted from 1.
 
     The memory of the RESET, P = exp(-pulses / memory), has decayed before the step is computed. `normal` is standard normal, or 0 for
@@ -81,50 +78,53 @@ def set_step(g: Any, pulses: Any, step_scale: Any, normal: Any, p: PcmParameters
 
 
 @njit(cache=True)
-def reset_level(normal: Any, p: PcmParameters) -> Any:
+def reset_level(normal: Any, p: Any) -> Any:
     """Conductance (S) after a RESET pulse; `normal` is standard normal, or 0 for the mean. Never negative."""
     return np.maximum(p.reset_mean + normal * p.reset_spread, 0.0)
 
 
 @njit(cache=True)
-def drift_factor(age: Any, nu: Any, p: PcmParameters) -> Any:
+def drift_factor(age: Any, nu: Any, p: Any) -> Any:
     """What drift has made of the conductance at `age` (s) after the last pulse: (max(age, t_min) / t0)^-nu. Source: Nandakumar 2018."""
     return (np.maximum(age, p.t_min) / p.t0) ** -nu
 
 
 @njit(cache=True)
-def read_spread(g: Any, p: PcmParameters) -> Any:
+def read_spread(g: Any, p: Any) -> Any:
     """Standard deviation (S) of one read of a cell whose drifted conductance is `g` (S). Source: Nandakumar 2018."""
     return p.read_slope * g + p.read_offset
 
 
 @njit(cache=True)
-def locate(cells: CellIndex, arrays: int, rows: int, columns: int, flat: I64) -> int:
-    """Write each cell's place in the chip's state into `flat`; returns the index of the first cell the chip does not have, or -1."""
+def locate(array: U16, row: U16, column: U16, arrays: int, rows: int, columns: int, flat: I64) -> int:
+    """Write each cell's place on the chip into `flat` (n,); returns the index of the first cell the chip does not have, or -1."""
     for i in range(flat.size):
-        if cells.array[i] >= arrays or cells.row[i] >= rows or cells.column[i] >= columns:
+        if array[i] >= arrays or row[i] >= rows or column[i] >= columns:
             return i
-        flat[i] = (np.int64(cells.array[i]) * rows + cells.row[i]) * columns + cells.column[i]
+        flat[i] = (np.int64(array[i]) * rows + row[i]) * columns + column[i]
     return -1
 
 
 @njit(cache=True)
-def apply_set(state: CellState, flat: I64, counts: U16, now_ns: int, normals: F32, p: PcmParameters) -> int:
+def apply_set(
+    cells: Records, step_scale: F32, flat: I64, counts: U16, now_ns: int, normals: F32, parameters: Records
+) -> int:
     """Send `counts[i]` SET pulses to cell `flat[i]`, in order; returns how many met an end of the conductance range.
 
-    `normals` holds one standard normal per pulse, or nothing without programming noise.
+    `step_scale` holds one value per cell or one for all. `normals` holds one standard normal per pulse, or none without programming noise.
     """
+    p = parameters[0]
     saturated = 0
     drawn = 0
     for i in range(flat.size):
-        cell = flat[i]
-        state.set_count[cell] += counts[i]
-        if state.stuck[cell]:
+        cell = cells[flat[i]]
+        cell.set_count += counts[i]
+        if cell.stuck:
             drawn += counts[i]
             continue
-        scale = state.step_scale[cell if state.step_scale.size > 1 else 0]
-        g = np.float64(state.conductance[cell])
-        n = np.int64(state.since_reset[cell])
+        scale = step_scale[flat[i] if step_scale.size > 1 else 0]
+        g = np.float64(cell.conductance)
+        n = np.int64(cell.since_reset)
         for _ in range(counts[i]):
             n += 1
             normal = np.float64(normals[drawn]) if normals.size else 0.0
@@ -133,38 +133,52 @@ def apply_set(state: CellState, flat: I64, counts: U16, now_ns: int, normals: F3
             if g < p.g_min or g > p.g_max:
                 saturated += 1
                 g = min(max(g, p.g_min), p.g_max)
-        state.conductance[cell] = g
-        state.since_reset[cell] = min(n, 65535)
-        state.pulsed_ns[cell] = now_ns
+        cell.conductance = g
+        cell.since_reset = min(n, 65535)
+        cell.pulsed_ns = now_ns
     return saturated
 
 
 @njit(cache=True)
-def apply_reset(state: CellState, flat: I64, counts: U16, now_ns: int, normals: F32, p: PcmParameters) -> None:
-    """Send `counts[i]` RESET pulses to cell `flat[i]`; only the last one decides where the cell ends. One normal per entry, or none."""
+def apply_reset(cells: Records, flat: I64, counts: U16, now_ns: int, normals: F32, parameters: Records) -> None:
+    """Send `counts[i]` RESET pulses to cell `flat[i]`; only the last one decides where it ends. One normal per entry, or none."""
+    p = parameters[0]
     for i in range(flat.size):
-        cell = flat[i]
-        state.reset_count[cell] += counts[i]
-        if state.stuck[cell]:
+        cell = cells[flat[i]]
+        cell.reset_count += counts[i]
+        if cell.stuck:
             continue
-        state.conductance[cell] = reset_level(np.float64(normals[i]) if normals.size else 0.0, p)
-        state.since_reset[cell] = 0
-        state.pulsed_ns[cell] = now_ns
+        cell.conductance = reset_level(np.float64(normals[i]) if normals.size else 0.0, p)
+        cell.since_reset = 0
+        cell.pulsed_ns = now_ns
 
 
 @njit(cache=True)
 def read_cells(
-    state: CellState, flat: I64, now_ns: int, normals: F32, codes: U16, step: float, offset: int, top: int, p: PcmParameters
+    cells: Records,
+    nu: F32,
+    flat: I64,
+    now_ns: int,
+    normals: F32,
+    codes: U16,
+    step: float,
+    offset: int,
+    top: int,
+    parameters: Records,
 ) -> int:
-    """Convert the conductance of each cell to a code = value / step + offset, from 0 to `top`; returns how many met an end."""
+    """Convert the conductance of each cell to a code = value / step + offset, from 0 to `top`; returns how many met an end.
+
+    `nu` holds one value per cell or one for all; `normals` (n,), or none without read noise.
+    """
+    p = parameters[0]
     saturated = 0
     for i in range(flat.size):
-        cell = flat[i]
-        state.read_count[cell] += 1
-        g = np.float64(state.conductance[cell])
+        cell = cells[flat[i]]
+        cell.read_count += 1
+        g = np.float64(cell.conductance)
         if p.drift:
-            nu = np.float64(state.nu[cell if state.nu.size > 1 else 0])
-            g *= drift_factor((now_ns - state.pulsed_ns[cell]) * 1e-9, nu, p)
+            exponent = np.float64(nu[flat[i] if nu.size > 1 else 0])
+            g *= drift_factor((now_ns - cell.pulsed_ns) * 1e-9, exponent, p)
         if normals.size:
             g += normals[i] * read_spread(g, p)
         code = np.rint(g / step) + offset
@@ -176,111 +190,143 @@ def read_cells(
 
 
 @njit(cache=True)
-def _unlink(tile: TileState, cell: int) -> None:
-    before, after, k = tile.preceding[cell], tile.following[cell], tile.age_class[cell]
-    if before == NONE:
-        tile.head[k] = after
+def _unlink(members: Records, classes: Records, index: int) -> None:
+    member = members[index]
+    if member.preceding == NONE:
+        classes[member.age_class].head = member.following
     else:
-        tile.following[before] = after
-    if after == NONE:
-        tile.tail[k] = before
+        members[member.preceding].following = member.following
+    if member.following == NONE:
+        classes[member.age_class].tail = member.preceding
     else:
-        tile.preceding[after] = before
+        members[member.following].preceding = member.preceding
 
 
 @njit(cache=True)
-def _append(tile: TileState, cell: int, k: int) -> None:
-    tile.age_class[cell] = k
-    tile.preceding[cell] = tile.tail[k]
-    tile.following[cell] = NONE
-    if tile.tail[k] == NONE:
-        tile.head[k] = cell
+def _append(members: Records, classes: Records, index: int, k: int) -> None:
+    member, last = members[index], classes[k].tail
+    member.age_class = k
+    member.preceding = last
+    member.following = NONE
+    if last == NONE:
+        classes[k].head = index
     else:
-        tile.following[tile.tail[k]] = cell
-    tile.tail[k] = cell
+        members[last].following = index
+    classes[k].tail = index
 
 
 @njit(cache=True)
-def _class_of(tile: TileState, age: int) -> int:
+def _class_of(classes: Records, age_ns: int) -> int:
     k = 0
-    while age >= tile.bounds[k + 1]:
+    while age_ns >= classes[k].end_ns:
         k += 1
     return k
 
 
 @njit(cache=True)
-def _drifted(tile: TileState, state: CellState, cell: int, p: PcmParameters) -> float:
-    flat = tile.flat[cell]
-    g = np.float64(state.conductance[flat])
+def _drifted(cells: Records, nu: F32, member: Any, classes: Records, p: Any) -> float:
+    g = np.float64(cells[member.flat].conductance)
     if p.drift:
-        nu = np.float64(state.nu[flat if state.nu.size > 1 else 0])
-        g *= drift_factor(tile.middle[tile.age_class[cell]], nu, p)
+        g *= drift_factor(classes[member.age_class].middle, np.float64(nu[member.flat if nu.size > 1 else 0]), p)
     return g
 
 
 @njit(cache=True)
-def _recompute(tile: TileState, state: CellState, cell: int, p: PcmParameters) -> None:
-    """Weight and variance of the crossing that `cell` belongs to."""
-    columns = tile.weight.shape[1]
-    devices = tile.flat.size // tile.weight.size
-    crossing = cell // devices
-    i, j = crossing // columns, crossing % columns
-    g = _drifted(tile, state, crossing * devices, p)
-    variance = read_spread(g, p) ** 2
-    weight = g
+def _recompute(
+    weight: F32, variance: F32, members: Records, classes: Records, cells: Records, nu: F32, crossing: int, p: Any
+) -> None:
+    """Weight and variance of one crossing, from its one device or its two."""
+    columns = weight.shape[1]
+    devices = members.size // weight.size
+    g = _drifted(cells, nu, members[crossing * devices], classes, p)
+    total, spread = g, read_spread(g, p) ** 2
     if devices == 2:
-        g = _drifted(tile, state, crossing * devices + 1, p)
-        variance += read_spread(g, p) ** 2
-        weight -= g
-    tile.weight[i, j] = weight
-    tile.variance[i, j] = variance
+        g = _drifted(cells, nu, members[crossing * devices + 1], classes, p)
+        total -= g
+        spread += read_spread(g, p) ** 2
+    weight[crossing // columns, crossing % columns] = total
+    variance[crossing // columns, crossing % columns] = spread
 
 
 @njit(cache=True)
-def fill(tile: TileState, state: CellState, order: I64, now_ns: int, p: PcmParameters) -> None:
-    """Build lists, weights and variances from the chip's state; `order` names all cells of the tile by time of last pulse."""
-    tile.head[:] = NONE
-    tile.tail[:] = NONE
-    for cell in order:
-        _append(tile, cell, _class_of(tile, now_ns - state.pulsed_ns[tile.flat[cell]]))
-    devices = tile.flat.size // tile.weight.size
-    for crossing in range(tile.weight.size):
-        _recompute(tile, state, crossing * devices, p)
+def fill(
+    weight: F32,
+    variance: F32,
+    members: Records,
+    classes: Records,
+    cells: Records,
+    nu: F32,
+    order: I64,
+    now_ns: int,
+    parameters: Records,
+) -> None:
+    """Build lists, weights and variances from the chip's cells; `order` names all members by the time of their last pulse."""
+    for k in range(classes.size):
+        classes[k].head = NONE
+        classes[k].tail = NONE
+    for index in order:
+        _append(members, classes, index, _class_of(classes, now_ns - cells[members[index].flat].pulsed_ns))
+    for crossing in range(weight.size):
+        _recompute(weight, variance, members, classes, cells, nu, crossing, parameters[0])
 
 
 @njit(cache=True)
-def touch(tile: TileState, state: CellState, cells: CellIndex, array: int, p: PcmParameters) -> None:
-    """Take up cells that were just pulsed: those of the batch that lie on this tile start again as the youngest."""
-    lines = tile.flat.size // tile.weight.shape[0]
-    for n in range(cells.row.size):
-        if cells.array[n] != array:
+def touch(
+    weight: F32,
+    variance: F32,
+    members: Records,
+    classes: Records,
+    cells: Records,
+    nu: F32,
+    row_of: I32,
+    line_of: I32,
+    array: int,
+    arrays: U16,
+    rows: U16,
+    columns: U16,
+    parameters: Records,
+) -> None:
+    """Take up cells that were just pulsed: those of the batch that lie on this tile, in `array`, start again as the youngest.
+
+    `row_of` and `line_of` give the tile's row on each word line and its device line on each bit line of the array, or -1.
+    """
+    devices = members.size // weight.size
+    lines = members.size // weight.shape[0]
+    for n in range(rows.size):
+        if arrays[n] != array:
             continue
-        row, line = tile.row_of[cells.row[n]], tile.line_of[cells.column[n]]
-        if row < 0 or line < 0:
+        row, line = row_of[rows[n]], line_of[columns[n]]
+        if row == NONE or line == NONE:
             continue
-        cell = row * lines + line
-        if state.stuck[tile.flat[cell]]:
+        index = row * lines + line
+        if cells[members[index].flat].stuck:
             continue
-        _unlink(tile, cell)
-        _append(tile, cell, 0)
-        _recompute(tile, state, cell, p)
+        _unlink(members, classes, index)
+        _append(members, classes, index, 0)
+        _recompute(weight, variance, members, classes, cells, nu, index // devices, parameters[0])
 
 
 @njit(cache=True)
-def age(tile: TileState, state: CellState, now_ns: int, p: PcmParameters) -> int:
-    """Move the cells that have outgrown their age class; returns the time at which the next one will.
+def age(
+    weight: F32, variance: F32, members: Records, classes: Records, cells: Records, nu: F32, now_ns: int, parameters: Records
+) -> int:
+    """Move the cells that have outgrown their age class; returns the device time at which the next one will.
 
     Oldest class first: a cell that skips classes then lands behind all older cells of its new class.
     """
-    for k in range(tile.head.size - 2, -1, -1):
-        cell = tile.head[k]
-        while cell != NONE and state.pulsed_ns[tile.flat[cell]] + tile.bounds[k + 1] <= now_ns:
-            _unlink(tile, cell)
-            _append(tile, cell, _class_of(tile, now_ns - state.pulsed_ns[tile.flat[cell]]))
-            _recompute(tile, state, cell, p)
-            cell = tile.head[k]
-    due = np.int64(0x7FFFFFFFFFFFFFFF)
-    for k in range(tile.head.size - 1):
-        if tile.head[k] != NONE:
-            due = min(due, state.pulsed_ns[tile.flat[tile.head[k]]] + tile.bounds[k + 1])
+    devices = members.size // weight.size
+    for k in range(classes.size - 2, -1, -1):
+        index = classes[k].head
+        while index != NONE:
+            age_ns = now_ns - cells[members[index].flat].pulsed_ns
+            if age_ns < classes[k].end_ns:
+                break
+            _unlink(members, classes, index)
+            _append(members, classes, index, _class_of(classes, age_ns))
+            _recompute(weight, variance, members, classes, cells, nu, index // devices, parameters[0])
+            index = classes[k].head
+    due = np.int64(NEVER)
+    for k in range(classes.size - 1):
+        if classes[k].head != NONE:
+            due = min(due, cells[members[classes[k].head].flat].pulsed_ns + classes[k].end_ns)
     return due

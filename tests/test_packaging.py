@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tomllib
 import venv
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -74,8 +75,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The programs folder of a new, empty environment, with the wheel and what it depends on."""
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The programs folder of a new environment with the wheel and what it needs; removed afterwards: it is large."""
     environment = tmp_path_factory.mktemp("environment")
     venv.create(environment, with_pip=True)
     programs = environment / ("Scripts" if os.name == "nt" else "bin")
@@ -83,7 +84,8 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     if run(*pip, "--dry-run", "--no-deps", "click", cwd=environment).returncode:
         pytest.skip("no package index answers, so nothing can be installed")
     output_of(*pip, "--no-compile", wheel, cwd=environment)
-    return programs
+    yield programs
+    shutil.rmtree(environment)
 
 
 @pytest.mark.timeout(600)

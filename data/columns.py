@@ -1,0 +1,267 @@
+"""Append-only columns in an HDF5 file that stays readable, up to the last flush, when its writer is killed.
+
+A column is a group of three datasets:
+
+    values      compressed; grows by whole chunks only (a killed writer corrupts a compressed chunk that grows)
+    tail        not compressed, as long as one chunk, written in place: the newest elements
+    tail_range  two positions in the column: of the first element of the tail, and after the last one
+
+The second position is the length of the column. It is written last; a reader takes each element from `values` if it is
+there and else from `tail`. So a kill at any moment leaves the elements of the last flush, or more.
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import h5py
+import hdf5plugin
+import numpy as np
+import numpy.typing as npt
+
+from hil.protocols.errors import DataError, StorageError
+
+CHUNK_BYTES = 2**18
+"""Size of a chunk of a stream of payload before compression."""
+
+ROW_BUFFER = 1024
+"""Rows that a table holds as rows before it sorts them into its columns."""
+
+Values = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """Name, numpy dtype, unit ("" for pure numbers) and meaning of a column."""
+
+    name: str
+    dtype: str
+    units: str
+    description: str
+
+
+def _write_in_order(plist: Any) -> None:
+    """Driver settings: without the sieve buffer, raw data reach the system in the order in which they are written."""
+    plist.set_fapl_sec2()
+    plist.set_sieve_buf_size(0)
+
+
+h5py.register_driver("hil-ordered", _write_in_order)
+
+
+def create_file(path: os.PathLike[str]) -> Any:
+    """A new HDF5 file for columns, open for writing; an h5py.File. Raises OSError, also where `path` exists.
+
+    Chunks are not cached, so that a full disk shows when a chunk is written, not at some later flush. Two aligned
+    int64 never straddle a page, so that a killed writer cannot leave half a tail_range.
+    """
+    return h5py.File(path, "x", driver="hil-ordered", rdcc_nbytes=0, alignment_threshold=16, alignment_interval=16)
+
+
+def compression(dtype: npt.DTypeLike) -> dict[str, Any]:
+    """Options of `create_dataset`: Zstandard, after sorting the bytes of wider types (int8 codes shrink best as they are)."""
+    return {**hdf5plugin.Zstd(clevel=1), "shuffle": np.dtype(dtype).itemsize > 1}
+
+
+def describe(dataset: Any, units: str, description: str) -> None:
+    """Attach the two attributes that every dataset has."""
+    dataset.attrs["units"] = units
+    dataset.attrs["description"] = description
+
+
+@contextmanager
+def storage_errors(path: str) -> Iterator[None]:
+    """Turn what h5py raises when it cannot write into a `StorageError`."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        raise StorageError(
+            f"{path}: cannot be written ({reason(error)}); what was flushed before is intact: "
+            "make room or choose another disk"
+        ) from error
+
+
+def reason(error: Exception) -> str:
+    """The cause of an h5py error in a few words."""
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
+    return str(error).partition("\n")[0].strip("'\"") or type(error).__name__
+
+
+class Column:
+    """Writes one column. What is appended is in memory until its chunk is full or `flush` is called."""
+
+    def __init__(self, parent: Any, field: Field, chunk: int) -> None:
+        """Create the group `field.name` in the h5py group `parent`, with `chunk` elements per chunk."""
+        group = parent.create_group(field.name)
+        self._path = f"{parent.file.filename}: {group.name}"
+        self._dtype = np.dtype(field.dtype)
+        self._buffer = np.zeros(chunk, self._dtype)
+        self._chunk = chunk
+        self._start = 0  # position of the first element of the buffer; all before it are in `values`
+        self._used = 0
+        self._flushed = (0, 0)
+        self._values = group.create_dataset(
+            "values", (0,), self._dtype, maxshape=(None,), chunks=(chunk,), **compression(self._dtype)
+        )
+        # Written at once: its place in the file is then fixed, and no later flush can lack the room for it.
+        self._tail = group.create_dataset("tail", data=self._buffer)
+        self._range = group.create_dataset("tail_range", data=np.zeros(2, np.int64))
+        describe(self._values, field.units, field.description)
+        describe(self._tail, field.units, "newest elements of the column, at the positions tail_range; see values")
+        describe(self._range, "", "positions of the first element of the tail and after its last: the column's length")
+
+    def __len__(self) -> int:
+        return self._start + self._used
+
+    def append(self, values: Values) -> int:
+        """Append an array of the column's dtype, row after row, and return the position of its first element.
+
+        Raises StorageError on another dtype, or where a chunk cannot be written (then part may have been appended).
+        """
+        flat = values.ravel()
+        used = self._used
+        end = used + len(flat)
+        if end > self._chunk or flat.dtype != self._dtype:
+            return self._append_over_chunks(flat)
+        self._buffer[used:end] = flat
+        self._used = end
+        return self._start + used
+
+    def _append_over_chunks(self, flat: Values) -> int:
+        if flat.dtype != self._dtype:
+            raise StorageError(f"{self._path} holds {self._dtype}, got {flat.dtype}: a column never changes its type")
+        position = len(self)
+        while len(flat):
+            if self._used == self._chunk:
+                self.settle()
+            part = flat[: self._chunk - self._used]
+            self._buffer[self._used : self._used + len(part)] = part
+            self._used += len(part)
+            flat = flat[len(part) :]
+        return position
+
+    def settle(self) -> None:
+        """Move the buffer into `values`: when it is full, or for good, before the file is closed."""
+        with storage_errors(self._path):
+            self._values.resize((len(self),))
+            try:
+                self._values[self._start :] = self._buffer[: self._used]
+            except BaseException:  # also an interrupt: rows without values must not stay
+                self._values.resize((self._start,))
+                raise
+        self._start += self._used
+        self._used = 0
+
+    def flush(self) -> None:
+        """Write what `values` does not hold. Chunks settled since the last flush must be flushed with the file before."""
+        start, stop = self._start, len(self)
+        if (start, stop) == self._flushed:
+            return
+        first = self._flushed[1] - start if self._flushed[0] == start else 0
+        with storage_errors(self._path):
+            self._tail[first : self._used] = self._buffer[first : self._used]
+            self._range[:] = (start, stop)
+        self._flushed = (start, stop)
+
+
+class Table:
+    """Writes columns of one length, row by row."""
+
+    def __init__(self, group: Any, fields: Sequence[Field], chunk: int) -> None:
+        self._columns = {field.name: Column(group, field, chunk) for field in fields}
+        self._rows = np.zeros(min(chunk, ROW_BUFFER), [(field.name, field.dtype) for field in fields])
+        self._first = 0  # position of the first row of the buffer
+        self._pending = 0
+
+    def __len__(self) -> int:
+        return self._first + self._pending
+
+    @property
+    def columns(self) -> Sequence[Column]:
+        """The columns, in the order in which they must be flushed."""
+        return tuple(self._columns.values())
+
+    def append(self, row: tuple[Any, ...]) -> None:
+        """Append one value per field, in the order of the fields. Raises OverflowError on a value that does not fit."""
+        if self._pending == len(self._rows):
+            self.sort()
+        self._rows[self._pending] = row
+        self._pending += 1
+
+    def sort(self) -> None:
+        """Hand the buffered rows to the columns. May be repeated after it failed or was interrupted."""
+        for name, column in self._columns.items():
+            column.append(self._rows[name][len(column) - self._first : self._pending])
+        self._first += self._pending
+        self._pending = 0
+
+
+class ColumnReader:
+    """Reads one column; `column[3]`, `column[a:b]` and `column[:]` load what they name and no more."""
+
+    def __init__(self, group: Any) -> None:
+        """Raises DataError if `group` is not a column."""
+        with data_errors(group.file.filename, group.name):
+            self._values, self._tail = group["values"], group["tail"]
+            self._start, self._stop = (int(position) for position in group["tail_range"][:])
+            self._settled = min(len(self._values), self._stop)
+            self.dtype: np.dtype[Any] = self._values.dtype
+            self.units: str = self._values.attrs["units"]
+            self.description: str = self._values.attrs["description"]
+        if not 0 <= self._start <= self._settled or self._stop - self._start > len(self._tail):
+            raise DataError(
+                f"{group.file.filename}: {group.name}: {len(self._values)} values and a tail from {self._start} to "
+                f"{self._stop} do not fit together: the file is damaged"
+            )
+
+    def __len__(self) -> int:
+        return self._stop
+
+    def __getitem__(self, part: int | slice) -> Any:
+        if isinstance(part, slice):
+            start, stop, step = part.indices(self._stop)
+            if step < 1:
+                raise IndexError(f"step {step}: a column is read forwards; reverse what was read")
+            return self._load(start, max(start, stop))[::step]
+        index = range(self._stop)[part]
+        return self._load(index, index + 1)[0]
+
+    def _load(self, start: int, stop: int) -> Values:
+        with data_errors(self._values.file.filename, self._values.name):
+            if stop <= self._settled:
+                return np.asarray(self._values[start:stop])
+            tail = np.asarray(self._tail[max(start, self._settled) - self._start : stop - self._start])
+            if start >= self._settled:
+                return tail
+            return np.concatenate([self._values[start : self._settled], tail])
+
+
+class TableReader(Mapping[str, ColumnReader]):
+    """Reads columns of one length by their names. A row exists once all its columns have it."""
+
+    def __init__(self, group: Any, names: Sequence[str]) -> None:
+        """Raises DataError if `group` lacks one of the columns."""
+        with data_errors(group.file.filename, group.name):
+            self._columns = {name: ColumnReader(group[name]) for name in names}
+        self.rows = min((len(column) for column in self._columns.values()), default=0)
+
+    def __getitem__(self, name: str) -> ColumnReader:
+        return self._columns[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._columns)
+
+    def __len__(self) -> int:
+        return len(self._columns)
+
+
+@contextmanager
+def data_errors(path: str, what: str) -> Iterator[None]:
+    """Turn what h5py raises on a damaged or foreign file into a `DataError`."""
+    try:
+        yield
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+        raise DataError(f"{path}: {what} cannot be read ({reason(error)}): damaged, or not a run file") from error
