@@ -1,36 +1,41 @@
-"""Write a run file: start, operations with their payloads, metrics, messages, snapshots, stop. Schema: `data/README.md`."""
+"""Write a run file. Its schema, and what may change in it, is described in `data/README.md`."""
 
 import json
 import os
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import numpy.typing as npt
 
-from hil.data.columns import CHUNK_BYTES, Column, Field, Table, compression, create_file, describe, reason, storage_errors
-from hil.protocols.errors import InputError, StorageError, TesterError
+from hil.data.columns import (
+    CHUNK_BYTES,
+    Column,
+    Field,
+    Table,
+    Values,
+    compression,
+    create_file,
+    describe,
+    reason,
+    storage_errors,
+)
+from hil.protocols.errors import InputError, TesterError
 from hil.protocols.messages import (
     Block,
     Capabilities,
-    Cells,
-    Direction,
     Identity,
     Operation,
-    PulseBatch,
     PulseShape,
-    PulseTrains,
     Readings,
     Receipt,
     Region,
     Status,
-    Vectors,
 )
 
 FORMAT = "hil-run"
@@ -43,21 +48,21 @@ SMALL_CHUNK = 2**8
 """Rows per chunk of the operations and of small tables."""
 
 NONE = -1
-"""Stands for no region, no gain, no pulse shape, and for what a failed tester did not tell: operation id, device time."""
+"""Stands for no region, gain or pulse shape, and for the operation id and time that a failed tester did not tell."""
 
 OPERATIONS = (
     Field("op_id", "<i8", "", "operation id; -1: the tester failed and did not tell"),
     Field("kind", "u1", "", "1 read, 2 MVM forward, 3 MVM backward, 4 SET, 5 RESET, 6 wait, 7 update"),
     Field("status", "u1", "", "0 complete, 1 partial: the first `done` parts, 2 unknown"),
-    Field("device_time", "<i8", "ns", "device time at the end of the operation; -1: the tester failed and did not tell"),
-    Field("host_time", "<i8", "ns", "UTC since 1970 when the host had the answer"),
+    Field("device_time_ns", "<i8", "ns", "device time at the end; -1: the tester failed and did not tell"),
+    Field("host_time_ns", "<i8", "ns", "UTC since 1970 when the host had the answer"),
     Field("region", "<i4", "", "region of an MVM or update, else -1"),
     Field("gain", "i1", "", "ADC gain of an MVM, else -1"),
     Field("shape", "<i2", "", "row of shapes of a SET or RESET, else -1"),
     Field("polarity", "i1", "", "polarity of an update, else 0"),
     Field("count", "<u4", "", "cells read, vectors, cells pulsed, slots of an update; 1 for a wait"),
     Field("done", "<u4", "", "cells or vectors answered; pulses applied"),
-    Field("saturated", "<u4", "", "codes at the end of the converter's range; pulses that met an end of the conductance"),
+    Field("saturated", "<u4", "", "codes at an end of the converter's range; pulses at an end of the conductance"),
     Field("offset", "<i8", "", "position of the first element in the streams of what was asked"),
     Field("output_offset", "<i8", "", "position of the first code in read/codes or mvm/outputs, else 0"),
     Field("scale_offset", "<i8", "", "position of the first element in mvm/scales, else 0"),
@@ -99,13 +104,10 @@ READINGS = (
 )
 
 MESSAGES = (
-    Field("time", "<i8", "ns", "UTC since 1970"),
+    Field("time_ns", "<i8", "ns", "UTC since 1970"),
     Field("offset", "<i8", "", "position of the first byte in text"),
     Field("size", "<u4", "", "length in bytes"),
 )
-
-LINES = ("rows", "columns", "partners")
-"""The datasets of a block of a region."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ class Start:
 
     config: dict[str, Any]  # resolved
     config_text: str  # verbatim TOML
-    argv: Sequence[str]
+    argv: tuple[str, ...]
     seed: int
     versions: dict[str, str]
     host: dict[str, Any]  # python, platform, CPU capability
@@ -135,12 +137,10 @@ class RunWriter:
         self.path = path
         self._file = file
         self._closed = False
-        self._dac_dtype = np.dtype(start.capabilities.dac_dtype if start.capabilities else np.int16)
         self._streams: dict[str, Column] = {}
         self._shapes: dict[PulseShape, int] = {}
-        self._last_shape: tuple[PulseShape | None, int] = (None, NONE)
-        self._readings: dict[tuple[int, int], tuple[str, float, int]] = {}
-        self._counts = dict.fromkeys(Operation, 0)
+        self._readings: dict[tuple[int, int], tuple[str, float, int, np.dtype[Any]]] = {}
+        self._counts = [0] * (max(Operation) + 1)
         self._flushed_ns = time.time_ns()
         self._write_start(start)
         file.create_group("regions")
@@ -149,7 +149,7 @@ class RunWriter:
         self._reading_table = Table(file.create_group("readings"), READINGS, SMALL_CHUNK)
         self._messages = Table(file.create_group("messages"), MESSAGES, SMALL_CHUNK)
         self._metrics: Table | None = None
-        self._metric_names: list[str] = []
+        self._metric_types: dict[str, str] = {}
         self._operations = Table(file.create_group("operations"), OPERATIONS, OPERATION_CHUNK)
         self.flush()
 
@@ -165,7 +165,9 @@ class RunWriter:
         try:
             file = create_file(place)
         except OSError as error:
-            raise InputError(f"{path}: cannot be created ({reason(error)}): give a file in a folder that can be written") from error
+            raise InputError(
+                f"{path}: cannot be created ({reason(error)}): give a folder that can be written"
+            ) from error
         try:
             with storage_errors(str(path)):
                 writer = cls(path, file, start)
@@ -179,49 +181,205 @@ class RunWriter:
         return writer
 
     def region(self, region: Region) -> None:
-        """Log a region, once, before its first operation."""
+        """Log a region before its first operation; a second time does nothing."""
+        regions = self._file["regions"]
+        if str(region.handle) in regions:
+            return
         with storage_errors(str(self.path)):
-            group = self._file["regions"].create_group(str(region.handle))
+            group = regions.create_group(str(region.handle))
             for number, block in enumerate(region.blocks):
                 _write_block(group.create_group(str(number)), block)
         self.flush()  # it must be there before the rows that name it
 
-    def read(self, cells: Cells, readings: Readings | None) -> None:
-        """Log a read of cells; without readings, one that the tester did not answer."""
-        offset = self._append("read/array", cells.array)
-        self._append("read/row", cells.row)
-        self._append("read/column", cells.column)
-        output = self._outputs("read/codes", Operation.READ, NONE, readings)
-        self._row(Operation.READ, readings, len(cells), offset, output_offset=output)
+    def stream(self, name: str, values: Values) -> int:
+        """Append to a stream of STREAMS and return the position of the first element."""
+        column = self._streams.get(name)
+        if column is None:
+            column = self._create_stream(name, values.dtype)
+        return column.append(values)
 
-    def mvm(self, region: Region, vectors: Vectors, direction: Direction, gain: int, readings: Readings | None) -> None:
-        """Log a matrix-vector product; without readings, one that the tester did not answer."""
-        kind = Operation.MVM_FORWARD if direction == Direction.FORWARD else Operation.MVM_BACKWARD
-        offset = self._append("mvm/inputs", np.asarray(vectors.codes, self._dac_dtype))
-        scales = self._append("mvm/scales", vectors.scale)
-        output = self._outputs("mvm/outputs", kind, gain, readings)
-        self._row(
-            kind, readings, len(vectors.codes), offset,
-            region=region.handle, gain=gain, output_offset=output, scale_offset=scales,
+    def operation(
+        self,
+        kind: Operation,
+        count: int,
+        offset: int,
+        answer: Readings | Receipt | None,
+        done: int = 0,
+        *,
+        region: int = NONE,
+        gain: int = NONE,
+        shape: int = NONE,
+        polarity: int = 0,
+        output_offset: int = 0,
+        scale_offset: int = 0,
+    ) -> None:
+        """Log an operation whose payload is in the streams; see OPERATIONS. No answer: the tester failed."""
+        now = time.time_ns()
+        op_id, status, time_ns, saturated = NONE, Status.UNKNOWN, NONE, 0
+        if answer is not None:
+            op_id, status, time_ns, saturated = answer.op_id, answer.status, answer.time_ns, answer.saturated
+        self._operations.append(
+            op_id, kind, status, time_ns, now, region, gain, shape, polarity,
+            count, done, saturated, offset, output_offset, scale_offset,
         )  # fmt: skip
+        self._counts[kind] += 1
+        if not 0 <= now - self._flushed_ns < FLUSH_NS:  # the clock may have been set back
+            self.flush()
 
-    def program(self, pulses: PulseBatch, receipt: Receipt | None) -> None:
-        """Log SET or RESET pulses; without a receipt, ones that the tester did not acknowledge."""
-        offset = self._append("program/array", pulses.cells.array)
-        self._append("program/row", pulses.cells.row)
-        self._append("program/column", pulses.cells.column)
-        self._append("program/counts", pulses.counts)
-        self._row(pulses.kind, receipt, len(pulses.counts), offset, shape=self._shape(pulses.shape))
+    def shape(self, shape: PulseShape) -> int:
+        """The row of a pulse shape in shapes."""
+        number = self._shapes.get(shape)
+        if number is None:
+            number = self._shapes[shape] = len(self._shapes)
+            self._shape_table.append(*astuple(shape))
+        return number
 
-    def update(self, region: Region, trains: PulseTrains, receipt: Receipt | None) -> None:
-        """Log a parallel update; without a receipt, one that the tester did not acknowledge."""
-        offset = self._append("update/trains", trains.rows)
-        self._append("update/trains", trains.columns)
-        self._row(
-            Operation.UPDATE, receipt, len(trains.rows), offset, region=region.handle, polarity=trains.polarity
+    def check_readings(self, kind: Operation, gain: int, readings: Readings) -> None:
+        """Store what turns codes into values once per kind and gain. Raises TesterError if it has changed."""
+        constants = (readings.unit, readings.scale, readings.offset, readings.codes.dtype)
+        known = self._readings.get((kind, gain))
+        if known is None:
+            self._readings[kind, gain] = constants
+            self._reading_table.append(kind, gain, readings.unit.encode(), readings.scale, readings.offset)
+        elif known != constants:
+            raise TesterError(
+                f"{kind.name}, gain {gain}: unit, scale, offset and type of readings were {known}, are {constants}: "
+                "they must stay the same in a run; mend the driver"
+            )
+
+    def message(self, text: str) -> None:
+        """Log a warning or diagnosis with the time of day."""
+        data = np.frombuffer(text.encode(errors="replace"), np.uint8)
+        self._messages.append(time.time_ns(), self.stream("messages/text", data), len(data))
+
+    def metrics(self, values: Mapping[str, float], units: Mapping[str, str]) -> None:
+        """Log one row, usually an epoch: numbers by name, with the same names and types each time. Flushes.
+
+        Raises InputError on other names or types than those of the first row.
+        """
+        types = {name: "<i8" if isinstance(value, int | np.integer) else "<f8" for name, value in values.items()}
+        if self._metrics is None:
+            self._metric_types = types
+            _check_names(values, units)
+            columns = [
+                Field(name, dtype, units[name], f"{name.replace('_', ' ')}, by row") for name, dtype in types.items()
+            ]
+            with storage_errors(str(self.path)):
+                self._metrics = Table(self._file.create_group("metrics"), columns, SMALL_CHUNK)
+        elif types != self._metric_types:
+            raise InputError(f"metrics were {self._metric_types}, are {types}: names and types stay those of the first")
+        self._metrics.append(*(values[name] for name in self._metric_types))
+        self.flush()
+
+    def snapshot(
+        self, name: str, arrays: Mapping[str, Values], units: Mapping[str, str], attrs: Mapping[str, Any] | None = None
+    ) -> None:
+        """Store arrays by name, each with its unit, and attributes of the whole. Raises InputError on a used name."""
+        if name in self._file["snapshots"]:
+            raise InputError(f"snapshot {name!r} exists: give each its own name")
+        _check_names([name], {name: ""})
+        _check_names(arrays, units)
+        with storage_errors(str(self.path)):
+            group = self._file["snapshots"].create_group(name)
+            group.attrs.update(attrs or {})
+            for key, values in arrays.items():
+                options = {"chunks": True, **compression(values.dtype)} if values.size > 1 else {}
+                describe(group.create_dataset(key, data=values, **options), units[key], f"{key} at {name}")
+        self.flush()
+
+    def flush(self) -> None:
+        """Bring everything logged so far into the file, where a killed process leaves it."""
+        with storage_errors(str(self.path)):
+            self._sort_rows()
+            self._file.flush()
+            for column in self._columns():
+                column.flush()
+        self._flushed_ns = time.time_ns()
+
+    def close(self, exit_status: str, counts: Mapping[str, int]) -> None:
+        """Write the stop, with `counts` added to those of the operations, and close the file. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            with storage_errors(str(self.path)):
+                self._sort_rows()
+                for column in self._columns():
+                    column.settle()
+                self.flush()
+                self._write_stop(exit_status, {**self._operation_counts(), **counts})
+        finally:
+            with storage_errors(str(self.path)):
+                self._file.close()
+
+    def _columns(self) -> Iterator[Column]:
+        """All columns, those of the operations last: once a row is in the file, all that it names is there too."""
+        yield from self._streams.values()
+        for table in (self._shape_table, self._reading_table, self._messages, self._metrics, self._operations):
+            if table is not None:
+                yield from table.columns
+
+    def _sort_rows(self) -> None:
+        for table in (self._shape_table, self._reading_table, self._messages, self._metrics, self._operations):
+            if table is not None:
+                table.sort()
+
+    def _create_stream(self, name: str, dtype: np.dtype[Any]) -> Column:
+        field = STREAMS[name]
+        parent, _, leaf = name.partition("/")
+        dtype = np.dtype(field.dtype or dtype)
+        with storage_errors(str(self.path)):
+            group = self._file.require_group(parent)
+            column = Column(group, replace(field, name=leaf, dtype=dtype.str), CHUNK_BYTES // dtype.itemsize)
+        self._streams[name] = column
+        return column
+
+    def _write_start(self, start: Start) -> None:
+        kind = start.identity.kind if start.identity else "none"
+        self._file.attrs.update(
+            {
+                "format": FORMAT,
+                "format_version": FORMAT_VERSION,
+                "run_id": str(uuid.uuid4()),
+                "created_utc": _utc(),
+                "tester_kind": str(kind),
+            }
         )
+        group = self._file.create_group("start")
+        _write_text(group, "config_text", start.config_text, "configuration as it was given (TOML)")
+        for name, value in asdict(start).items():
+            if name != "config_text":
+                _write_text(group, name, json.dumps(value), f"{name.replace('_', ' ')} (JSON)")
 
-    def wait(self, seconds: float, receipt: Receipt | None) -> None:
-        """Log that device time was let pass; without a receipt, a wait that the tester did not acknowledge."""
-        offset = self._append("wait/seconds", np.array([seconds]))
-        self._row(Operation.WAIT, receipt, 1, offset)
+    def _write_stop(self, exit_status: str, counts: Mapping[str, int]) -> None:
+        group = self._file.create_group("stop")
+        _write_text(group, "utc", _utc(), "when the run stopped")
+        _write_text(group, "exit_status", exit_status, "how the run stopped")
+        _write_text(group, "counts", json.dumps(counts), "operations by kind, and what the run counted (JSON)")
+
+    def _operation_counts(self) -> dict[str, int]:
+        return {kind.name.lower(): self._counts[kind] for kind in Operation}
+
+
+def _utc() -> str:
+    return datetime.now(UTC).isoformat()
+
+
+def _check_names(names: Iterable[str], units: Mapping[str, str]) -> None:
+    for name in names:
+        if not name or "/" in name or name == ".":
+            raise InputError(f"name {name!r}: a metric, snapshot or array needs a name without '/'")
+        if name not in units:
+            raise InputError(f"{name!r} has no unit; give one, an empty one for a pure number")
+
+
+def _write_text(group: Any, name: str, text: str, description: str) -> None:
+    describe(group.create_dataset(name, data=text), "", description)
+
+
+def _write_block(group: Any, block: Block) -> None:
+    group.attrs.update({"array": block.array, "row_offset": block.row_offset, "column_offset": block.column_offset})
+    describe(group.create_dataset("rows", data=block.rows), "", "word lines of the block")
+    describe(group.create_dataset("columns", data=block.columns), "", "bit lines of the block")
+    if block.partners is not None:
+        describe(group.create_dataset("partners", data=block.partners), "", "bit lines subtracted from columns")

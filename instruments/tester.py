@@ -23,8 +23,9 @@ from hil.protocols.messages import (
 class ArrayTester(ABC):
     """A tester of memory arrays.
 
-    Every operation that touches the array takes the next operation id, strictly increasing over the life of the chip. A request outside
-    the limits raises `LimitError` before anything is sent and takes no id; a failing tester raises `TesterError`.
+    Every operation that touches the array takes the next operation id, strictly increasing over the life of the chip. A
+    request outside the limits raises `LimitError` before anything is sent and takes no id; a failing tester raises
+    `TesterError`.
     """
 
     @abstractmethod
@@ -74,5 +75,7 @@ class ArrayTester(ABC):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()

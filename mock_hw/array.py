@@ -28,7 +28,7 @@ class Chip:
         count = parameters.arrays * parameters.rows * parameters.columns
         self.cells = fabricate(parameters.cell, count, rng)
         self.step_scale = _spread(1.0, parameters.cell.step_spread, count, rng)
-        self.nu = _spread(parameters.cell.nu, parameters.cell.nu_spread, count, rng)
+        self.nu = _spread(parameters.cell.nu, parameters.cell.nu_spread if parameters.cell.drift else 0.0, count, rng)
         self._constants = physics.constants(parameters.cell)
         self.row_reads = np.zeros((parameters.arrays, parameters.rows), np.uint64)
         self.column_reads = np.zeros((parameters.arrays, parameters.columns), np.uint64)
@@ -43,7 +43,8 @@ class Chip:
         bad = physics.locate(cells.array, cells.row, cells.column, p.arrays, p.rows, p.columns, flat)
         if bad >= 0:
             where = (int(cells.array[bad]), int(cells.row[bad]), int(cells.column[bad]))
-            raise LimitError(f"cell {where} (array, row, column) is outside the chip of {p.arrays} x {p.rows} x {p.columns}")
+            size = f"{p.arrays} x {p.rows} x {p.columns}"
+            raise LimitError(f"cell {where} (array, row, column) is outside the chip of {size}")
         return flat
 
     def advance(self, nanoseconds: int) -> None:
@@ -53,7 +54,7 @@ class Chip:
     def read(self, flat: physics.I64) -> tuple[Codes, int]:
         """Codes (n,) of single cells, and how many met an end of the converter's range."""
         p = self.parameters
-        codes = np.empty(len(flat), np.uint8 if p.adc_bits <= 8 else np.uint16)
+        codes: Codes = np.empty(len(flat), np.uint8 if p.adc_bits <= 8 else np.uint16)
         normals = self.normals.take(len(flat)) if p.cell.read_noise else NO_NORMALS
         saturated = physics.read_cells(
             self.cells,
@@ -72,7 +73,7 @@ class Chip:
     @property
     def read_step(self) -> float:
         """S per code of a cell read."""
-        return self.parameters.read_span / 2**self.parameters.adc_bits
+        return float(self.parameters.read_span / 2**self.parameters.adc_bits)
 
     @property
     def read_offset(self) -> int:
@@ -96,7 +97,9 @@ class Chip:
         return saturated
 
     def multiply(self, region: Region, codes: Codes, direction: Direction, full_scale: float) -> tuple[Codes, int]:
-        """Product of DAC codes (batch, inputs) to ADC codes (batch, outputs) of +-`full_scale` (A), and how many saturated."""
+        """Product of DAC codes (batch, inputs) to ADC codes (batch, outputs) of +-`full_scale` (A), and how many
+        saturated.
+        """
         capabilities = self.parameters
         top = 2 ** (capabilities.adc_bits - 1) - 1
         volt = capabilities.read_voltage / (2 ** (capabilities.dac_bits - 1) - 1)
@@ -113,7 +116,9 @@ class Chip:
                 products.count_reads(codes, block.row_offset, block.rows, self.row_reads[block.array])
                 at += len(block.columns)
             else:
-                products.count_reads(codes, block.column_offset, block.columns, self.column_reads[block.array])
+                for lines in (block.columns, block.partners):
+                    if lines is not None:
+                        products.count_reads(codes, block.column_offset, lines, self.column_reads[block.array])
                 at += len(block.rows)
         return out, saturated
 
@@ -129,7 +134,7 @@ class Chip:
 def fabricate(p: PcmParameters, count: int, rng: np.random.Generator) -> physics.Records:
     """The cells of a new chip, RESET once at time 0."""
     cells = np.zeros(count, physics.CELL)
-    normal = rng.standard_normal(count, np.float32) if p.reset_noise else np.zeros(count, np.float32)
+    normal = rng.standard_normal(count, np.float32) * p.reset_noise  # drawn in any case: what follows stays the same
     cells["conductance"] = physics.reset_level(normal, physics.constants(p)[0])
     if p.stuck_fraction:
         cells["stuck"] = rng.random(count) < p.stuck_fraction
@@ -142,4 +147,5 @@ def _spread(mean: float, fraction: float, count: int, rng: np.random.Generator) 
     """One value for all cells, or one per cell: normal about the mean and never negative."""
     if fraction == 0:
         return np.full(1, mean, np.float32)
-    return np.maximum(mean * (1 + fraction * rng.standard_normal(count, np.float32)), 0).astype(np.float32)
+    values: physics.F32 = np.maximum(mean * (1 + fraction * rng.standard_normal(count, np.float32)), 0)
+    return values

@@ -69,8 +69,10 @@ def _write(file: h5py.File, firmware: Firmware, identity: Identity) -> None:
 
 def _arrays_of(chip: Chip) -> dict[str, npt.NDArray[Any]]:
     """Views of all arrays that make up the chip's state."""
-    counters = {"step_scale": chip.step_scale, "nu": chip.nu, "row_reads": chip.row_reads, "column_reads": chip.column_reads}
-    return {name: chip.cells[name] for name in CELL.names or ()} | counters
+    arrays: dict[str, npt.NDArray[Any]] = {name: chip.cells[name] for name in CELL.names or ()}
+    for name in ("step_scale", "nu", "row_reads", "column_reads"):
+        arrays[name] = vars(chip)[name]
+    return arrays
 
 
 def _plain(value: Any) -> Any:

@@ -8,6 +8,7 @@ from hil.mock_hw.physics import constants, set_step
 from hil.protocols.errors import InputError
 from hil.protocols.messages import Capabilities, Durations, MvmMode, PulseLimits, PulseShape, Readout
 
+MOST_CELLS = 1 << 28  # 9 GB of state
 PULSE_MARGIN = 0.05  # a current source that reaches 5 % beyond the RESET pulse; CHOSEN
 
 
@@ -30,7 +31,8 @@ class ChipParameters:
     adc_bits: int = 8
     """Resolution of cell reads and MVM outputs. FOUND (8-bit on-chip converter, Le Gallo 2018)."""
     read_voltage: float = 0.2
-    """V on the line at the largest DAC code and in cell reads. FOUND (Sebastian et al., Nat. Commun. 8, 1115 (2017))."""
+    """V on the line at the largest DAC code and in cell reads. FOUND (Sebastian et al., Nat. Commun. 8, 1115 (2017)).
+    """
     read_span: float = 25.6e-6
     """S from the smallest to the largest code of a cell read."""
     read_floor: float = -1e-6
@@ -38,11 +40,15 @@ class ChipParameters:
     mvm_spans: tuple[float, ...] = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48)
     """Full scales of the MVM converter's gains, in units of `read_voltage` times 8 uS."""
     set_pulse: PulseShape = PulseShape(amplitude=90e-6, width=50e-9)
-    """A and s of the partial SET. RECALLED (90 uA, 50 ns); FOUND that 50 to 100 uA at 50 ns is the range (Sebastian 2017)."""
+    """A and s of the partial SET. RECALLED (90 uA, 50 ns); FOUND that 50 to 100 uA at 50 ns is the range (Sebastian
+    2017).
+    """
     reset_pulse: PulseShape = PulseShape(amplitude=440e-6, width=1e-6)
     """A and s of the RESET. FOUND (Sebastian 2017)."""
     durations: Durations = Durations(read=1e-6, mvm=127e-9, set_pulse=100e-9, reset_pulse=1e-6)
-    """Device time (s): a cell read 1 us FOUND (Le Gallo 2018); an MVM 127 ns RECALLED; a SET pulse with as much settling CHOSEN."""
+    """Device time (s): a cell read 1 us FOUND (Le Gallo 2018); an MVM 127 ns RECALLED; a SET pulse with as much
+    settling CHOSEN.
+    """
     largest_batch: int = 65536
     """Cells, pulses or vectors in one operation."""
     cell: PcmParameters = field(default_factory=PcmParameters)
@@ -117,6 +123,7 @@ def named_chip(name: str, overrides: dict[str, str]) -> ChipParameters:
     chip = CHIPS[name]
     for key, text in overrides.items():
         chip = _override(chip, key, text)
+    _check(chip)
     return chip
 
 
@@ -135,6 +142,19 @@ def _override(chip: ChipParameters, key: str, text: str) -> ChipParameters:
     raise InputError(f"unknown chip parameter {key!r}; there are {known}")
 
 
+def _check(chip: ChipParameters) -> None:
+    """What no single parameter shows."""
+    cells = chip.arrays * chip.rows * chip.columns
+    if cells > MOST_CELLS:
+        raise InputError(
+            f"{chip.arrays} x {chip.rows} x {chip.columns} is {cells} cells; a twin has at most {MOST_CELLS}"
+        )
+    if chip.cell.g_min >= chip.cell.g_max:
+        raise InputError(f"chip parameter g_min={chip.cell.g_min:g} must be below g_max={chip.cell.g_max:g}")
+    if -chip.read_floor >= chip.read_span:
+        raise InputError(f"chip parameter read_floor={chip.read_floor:g} must be above -read_span={-chip.read_span:g}")
+
+
 CHOICES: dict[str, dict[str, Any]] = {
     "mvm": {mode.value: mode for mode in (MvmMode.ANALOG, MvmMode.NONE)},
     "readout": {readout.value: readout for readout in Readout},
@@ -144,6 +164,11 @@ LIMITS: dict[str, tuple[float, float]] = {
     "dac_bits": (2, 16),
     "adc_bits": (2, 16),
     "mean_slope": (-1.0, 1.0),
+    "memory": (1e-3, 1e6),
+    "t0": (1e-9, 1e6),
+    "t_min": (1e-9, 1e6),
+    "read_voltage": (1e-6, 1e6),
+    "read_span": (1e-12, 1.0),
     "read_floor": (-1.0, 0.0),
     "nu": (0.0, 1.0),
     "step_spread": (0.0, 1.0),
@@ -152,7 +177,7 @@ LIMITS: dict[str, tuple[float, float]] = {
 }
 
 
-def _parse(key: str, text: str, default: bool | int | float) -> bool | int | float:
+def _parse(key: str, text: str, default: bool | int | float) -> Any:
     """`text` as a value of the type of `default`, within its limits: counts from 1 to 65536, figures not negative."""
     if isinstance(default, bool):
         if text.lower() not in SWITCH:

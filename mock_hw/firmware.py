@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from hil.mock_hw.array import Chip
 from hil.mock_hw.products import largest
@@ -12,6 +13,7 @@ from hil.protocols.messages import (
     Block,
     Capabilities,
     Cells,
+    Codes,
     Direction,
     MvmMode,
     Operation,
@@ -26,12 +28,13 @@ from hil.protocols.messages import (
 )
 
 Reply = TypeVar("Reply", Readings, Receipt)
-LONGEST_WAIT = 3.2e9
-"""s; a hundred years."""
+LONGEST_LIFE = 3.2e9
+"""Device time (s) beyond which nothing waits: a hundred years."""
 
 
 class Firmware:
-    """Runs operations on a chip. Each has an id above all before it; the last id gets its stored reply again, a lower one is refused.
+    """Runs operations on a chip. Each has an id above all before it; the last id gets its stored reply again, a lower
+    one is refused.
 
     Limits are checked before the id is taken, so a refused request leaves no trace.
     """
@@ -96,8 +99,9 @@ class Firmware:
 
     def wait(self, op_id: int, seconds: float) -> Receipt:
         """Device time passes."""
-        if not 0 <= seconds <= LONGEST_WAIT:
-            raise LimitError(f"wait of {seconds} s is outside 0 to {LONGEST_WAIT:g} s")
+        left = LONGEST_LIFE - (self.chip.now_ns * 1e-9 if op_id > self.last_op_id else 0)
+        if not 0 <= seconds <= left:
+            raise LimitError(f"wait of {seconds} s is outside 0 to {left:g} s")
 
         def run() -> Receipt:
             self._spend(1, seconds)
@@ -110,7 +114,7 @@ class Firmware:
             if op_id == self.last_op_id and isinstance(self.last_reply, kind):
                 return self.last_reply
             raise OperationIdError(f"operation id {op_id} was used before; the last was {self.last_op_id}")
-        self.last_op_id = op_id
+        self.last_op_id, self.last_reply = op_id, None  # an operation that is cut short has no reply to repeat
         reply = run()
         self.last_reply = reply
         return reply
@@ -118,7 +122,7 @@ class Firmware:
     def _spend(self, count: int, seconds: float) -> None:
         self.chip.advance(round(count * seconds * 1e9))
 
-    def _locate(self, cells: Cells) -> "np.typing.NDArray[np.int64]":
+    def _locate(self, cells: Cells) -> npt.NDArray[np.int64]:
         self._check_batch(len(cells), "cells")
         return self.chip.locate(cells)
 
@@ -126,41 +130,48 @@ class Firmware:
         if not 0 < count <= self.capabilities.largest_batch:
             raise LimitError(f"a batch of {count} {what} is outside 1 to {self.capabilities.largest_batch}")
 
-    def _check_vectors(self, region: Region, vectors: Vectors, direction: Direction, gain: int) -> "np.typing.NDArray[np.integer]":
+    def _check_vectors(self, region: Region, vectors: Vectors, direction: Direction, gain: int) -> Codes:
         if region.handle >= len(self.regions) or self.regions[region.handle] is not region:
             raise LimitError(f"region {region.handle} is not registered here")
-        self._check_batch(len(vectors.codes), "vectors")
-        expected = region.inputs(direction)
-        if vectors.codes.ndim != 2 or vectors.codes.shape[1] != expected:
-            raise LimitError(f"codes of shape {vectors.codes.shape}: region {region.handle} takes (batch, {expected}) {direction.name.lower()}")
+        expected, shape = region.inputs(direction), vectors.codes.shape
+        if len(shape) != 2 or shape[1] != expected:
+            way = direction.name.lower()
+            raise LimitError(f"codes of shape {shape}: region {region.handle} takes (batch, {expected}) {way}")
+        self._check_batch(shape[0], "vectors")
         if not 0 <= gain < len(self.capabilities.mvm_ranges):
             raise LimitError(f"gain {gain} is outside 0 to {len(self.capabilities.mvm_ranges) - 1}")
         if not np.issubdtype(vectors.codes.dtype, np.signedinteger):
             raise LimitError(f"DAC codes must be signed integers, not {vectors.codes.dtype}")
         top = largest(vectors.codes)
         if top > self.capabilities.dac_top:
-            raise LimitError(f"DAC code {top} is outside +-{self.capabilities.dac_top} ({self.capabilities.dac_bits} bits)")
+            raise LimitError(
+                f"DAC code {top} is outside +-{self.capabilities.dac_top} ({self.capabilities.dac_bits} bits)"
+            )
         return np.ascontiguousarray(vectors.codes, self.capabilities.dac_dtype)
 
     def _check_block(self, block: Block) -> None:
         c = self.capabilities
         partners = np.empty(0, np.uint16) if block.partners is None else block.partners
-        if (block.partners is None) != (c.readout == Readout.SINGLE):
-            raise LimitError(f"readout is {c.readout}: a block needs {'no' if block.partners is None else 'a'} partner line per column")
-        if block.partners is not None and len(partners) != len(block.columns):
-            raise LimitError(f"{len(block.columns)} columns have {len(partners)} partner lines")
+        needed = 0 if c.readout == Readout.SINGLE else len(block.columns)
+        if len(partners) != needed:
+            raise LimitError(
+                f"a block of {len(block.columns)} columns has {len(partners)} partner lines; {c.readout} readout takes {needed}"
+            )
         lines = np.concatenate([block.columns, partners])
         for name, index, count in (("row", block.rows, c.rows), ("column", lines, c.columns)):
             if not len(index) or index.max() >= count or len(np.unique(index)) != len(index):
                 raise LimitError(f"a block's {name}s must be different lines from 0 to {count - 1}, at least one")
         if not 0 <= block.array < c.arrays:
             raise LimitError(f"array {block.array} is outside 0 to {c.arrays - 1}")
+        if block.row_offset < 0 or block.column_offset < 0:
+            raise LimitError(f"a block's offsets {block.row_offset} and {block.column_offset} must not be negative")
 
     def _check_pulses(self, pulses: PulseBatch) -> None:
         if pulses.kind not in (Operation.SET, Operation.RESET):
             raise LimitError(f"pulses are SET or RESET, not {pulses.kind!r}")
         if pulses.counts.shape != (len(pulses.cells),) or pulses.counts.dtype != np.uint16 or not pulses.counts.all():
-            raise LimitError(f"pulse counts must be one uint16 of at least 1 per cell; got {pulses.counts.dtype} {pulses.counts.shape}")
+            got = f"{pulses.counts.dtype} {pulses.counts.shape}"
+            raise LimitError(f"pulse counts must be one uint16 of at least 1 per cell; got {got}")
         self._check_shape(pulses.kind, pulses.shape)
 
     def _check_shape(self, kind: Operation, shape: PulseShape) -> None:

@@ -18,7 +18,9 @@ class NormalSource:
         self._position = 0
 
     def take(self, count: int) -> npt.NDArray[np.float32]:
-        """The next `count` normals, shape (count,), to be used before the next call. What is left of a block too short is discarded."""
+        """The next `count` normals, shape (count,), to be used before the next call. What is left of a block too short
+        is discarded.
+        """
         end = self._position + count
         if end > len(self._block):
             self._before = dict(self._generator.bit_generator.state)

@@ -1,12 +1,14 @@
 """PCM device physics: pure steps, and the compiled loops that apply them to batches of cells.
 
-The formulas (`set_step`, `reset_level`, `drift_factor`, `read_spread`) take scalars or arrays, and the model's constants as a record
-(`constants`). The loops go over the cells of a batch in order, so that a cell that occurs twice is pulsed twice. All compiled code that
-calls a formula is in this file, because the compiler's cache on disk follows changes of the caller's file only.
+The formulas (`set_step`, `reset_level`, `drift_factor`, `read_spread`) take scalars or arrays, and the model's
+constants as a record (`constants`). The loops go over the cells of a batch in order, so that a cell that occurs twice
+is pulsed twice. All compiled code that calls a formula is in this file, because the compiler's cache on disk follows
+changes of the caller's file only.
 
-A tile keeps, for one block of a region, the weight and the noise variance of each crossing ready for products. Each of its cells belongs
-to an age class, and all cells of a class drift by the one factor of the class's middle age. The cells of a class form a list ordered by
-the time of their last pulse, so that those that have outgrown the class are always at its head.
+A tile keeps, for one block of a region, the weight and the noise variance of each crossing ready for products. Each of
+its cells belongs to an age class, and all cells of a class drift by the one factor of the class's middle age. The cells
+of a class form a list ordered by the time of their last pulse, so that those that have outgrown the class are always at
+its head.
 """
 
 from typing import Any
@@ -16,6 +18,7 @@ import numpy.typing as npt
 from numba import njit
 
 from hil.mock_hw.parameters import PcmParameters
+from hil.protocols.messages import Codes
 
 F32 = npt.NDArray[np.float32]
 U16 = npt.NDArray[np.uint16]
@@ -51,6 +54,7 @@ AGE_CLASS = np.dtype(
     [
         ("end_ns", np.int64),  # first age beyond the class
         ("middle", np.float64),  # s, the age that stands for it
+        ("factor", np.float64),  # drift factor at that age, where all cells have the same exponent
         ("head", np.int32),  # the member pulsed longest ago
         ("tail", np.int32),  # the member pulsed last
     ],
@@ -68,8 +72,8 @@ def constants(p: PcmParameters) -> Records:
 def set_step(g: Any, pulses: Any, step_scale: Any, normal: Any, p: Any) -> Any:
     """Conductance (S) after one SET pulse on undrifted `g`: the `pulses`-th since the RESET, counted from 1.
 
-    The memory of the RESET, P = exp(-pulses / memory), has decayed before the step is computed. `normal` is standard normal, or 0 for
-    the mean. Source: Nandakumar 2018. Not yet limited to the conductance range.
+    The memory of the RESET, P = exp(-pulses / memory), has decayed before the step is computed. `normal` is standard
+    normal, or 0 for the mean. Source: Nandakumar 2018. Not yet limited to the conductance range.
     """
     memory = np.exp(-pulses / p.memory)
     mean = p.mean_slope * g + p.mean_offset + p.mean_memory * memory
@@ -85,7 +89,9 @@ def reset_level(normal: Any, p: Any) -> Any:
 
 @njit(cache=True)
 def drift_factor(age: Any, nu: Any, p: Any) -> Any:
-    """What drift has made of the conductance at `age` (s) after the last pulse: (max(age, t_min) / t0)^-nu. Source: Nandakumar 2018."""
+    """What drift has made of the conductance at `age` (s) after the last pulse: (max(age, t_min) / t0)^-nu. Source:
+    Nandakumar 2018.
+    """
     return (np.maximum(age, p.t_min) / p.t0) ** -nu
 
 
@@ -97,7 +103,9 @@ def read_spread(g: Any, p: Any) -> Any:
 
 @njit(cache=True)
 def locate(array: U16, row: U16, column: U16, arrays: int, rows: int, columns: int, flat: I64) -> int:
-    """Write each cell's place on the chip into `flat` (n,); returns the index of the first cell the chip does not have, or -1."""
+    """Write each cell's place on the chip into `flat` (n,); returns the index of the first cell the chip does not have,
+    or -1.
+    """
     for i in range(flat.size):
         if array[i] >= arrays or row[i] >= rows or column[i] >= columns:
             return i
@@ -111,7 +119,8 @@ def apply_set(
 ) -> int:
     """Send `counts[i]` SET pulses to cell `flat[i]`, in order; returns how many met an end of the conductance range.
 
-    `step_scale` holds one value per cell or one for all. `normals` holds one standard normal per pulse, or none without programming noise.
+    `step_scale` holds one value per cell or one for all. `normals` holds one standard normal per pulse, or none without
+    programming noise.
     """
     p = parameters[0]
     saturated = 0
@@ -141,7 +150,9 @@ def apply_set(
 
 @njit(cache=True)
 def apply_reset(cells: Records, flat: I64, counts: U16, now_ns: int, normals: F32, parameters: Records) -> None:
-    """Send `counts[i]` RESET pulses to cell `flat[i]`; only the last one decides where it ends. One normal per entry, or none."""
+    """Send `counts[i]` RESET pulses to cell `flat[i]`; only the last one decides where it ends. One normal per entry,
+    or none.
+    """
     p = parameters[0]
     for i in range(flat.size):
         cell = cells[flat[i]]
@@ -160,13 +171,14 @@ def read_cells(
     flat: I64,
     now_ns: int,
     normals: F32,
-    codes: U16,
+    codes: Codes,
     step: float,
     offset: int,
     top: int,
     parameters: Records,
 ) -> int:
-    """Convert the conductance of each cell to a code = value / step + offset, from 0 to `top`; returns how many met an end.
+    """Convert the conductance of each cell to a code = value / step + offset, from 0 to `top`; returns how many met an
+    end.
 
     `nu` holds one value per cell or one for all; `normals` (n,), or none without read noise.
     """
@@ -192,12 +204,15 @@ def read_cells(
 @njit(cache=True)
 def _unlink(members: Records, classes: Records, index: int) -> None:
     member = members[index]
-    if member.preceding == NONE:
-        classes[member.age_class].head = member.following
-    else:
-        members[member.preceding].following = member.following
-    if member.following == NONE:
-        classes[member.age_class].tail = member.preceding
+    group = classes[member.age_class]
+    if group.head == index:  # the new head's `preceding` is left stale: nobody looks at it
+        group.head = member.following
+        if group.head == NONE:
+            group.tail = NONE
+        return
+    members[member.preceding].following = member.following
+    if group.tail == index:
+        group.tail = member.preceding
     else:
         members[member.following].preceding = member.preceding
 
@@ -216,19 +231,19 @@ def _append(members: Records, classes: Records, index: int, k: int) -> None:
 
 
 @njit(cache=True)
-def _class_of(classes: Records, age_ns: int) -> int:
-    k = 0
+def _class_of(classes: Records, age_ns: int, k: int) -> int:
+    """The class of an age, which is `k` or an older one."""
     while age_ns >= classes[k].end_ns:
         k += 1
     return k
 
 
 @njit(cache=True)
-def _drifted(cells: Records, nu: F32, member: Any, classes: Records, p: Any) -> float:
+def _drifted(cells: Records, nu: F32, member: Any, classes: Records, p: Any) -> Any:
     g = np.float64(cells[member.flat].conductance)
-    if p.drift:
-        g *= drift_factor(classes[member.age_class].middle, np.float64(nu[member.flat if nu.size > 1 else 0]), p)
-    return g
+    if nu.size > 1:
+        return g * drift_factor(classes[member.age_class].middle, np.float64(nu[member.flat]), p)
+    return g * classes[member.age_class].factor
 
 
 @njit(cache=True)
@@ -260,12 +275,14 @@ def fill(
     now_ns: int,
     parameters: Records,
 ) -> None:
-    """Build lists, weights and variances from the chip's cells; `order` names all members by the time of their last pulse."""
+    """Build lists, weights and variances from the chip's cells; `order` names all members by the time of their last
+    pulse.
+    """
     for k in range(classes.size):
         classes[k].head = NONE
         classes[k].tail = NONE
     for index in order:
-        _append(members, classes, index, _class_of(classes, now_ns - cells[members[index].flat].pulsed_ns))
+        _append(members, classes, index, _class_of(classes, now_ns - cells[members[index].flat].pulsed_ns, 0))
     for crossing in range(weight.size):
         _recompute(weight, variance, members, classes, cells, nu, crossing, parameters[0])
 
@@ -286,9 +303,11 @@ def touch(
     columns: U16,
     parameters: Records,
 ) -> None:
-    """Take up cells that were just pulsed: those of the batch that lie on this tile, in `array`, start again as the youngest.
+    """Take up cells that were just pulsed: those of the batch that lie on this tile, in `array`, start again as the
+    youngest.
 
-    `row_of` and `line_of` give the tile's row on each word line and its device line on each bit line of the array, or -1.
+    `row_of` and `line_of` give the tile's row on each word line and its device line on each bit line of the array, or
+    -1.
     """
     devices = members.size // weight.size
     lines = members.size // weight.shape[0]
@@ -308,7 +327,14 @@ def touch(
 
 @njit(cache=True)
 def age(
-    weight: F32, variance: F32, members: Records, classes: Records, cells: Records, nu: F32, now_ns: int, parameters: Records
+    weight: F32,
+    variance: F32,
+    members: Records,
+    classes: Records,
+    cells: Records,
+    nu: F32,
+    now_ns: int,
+    parameters: Records,
 ) -> int:
     """Move the cells that have outgrown their age class; returns the device time at which the next one will.
 
@@ -322,11 +348,11 @@ def age(
             if age_ns < classes[k].end_ns:
                 break
             _unlink(members, classes, index)
-            _append(members, classes, index, _class_of(classes, age_ns))
+            _append(members, classes, index, _class_of(classes, age_ns, k))
             _recompute(weight, variance, members, classes, cells, nu, index // devices, parameters[0])
             index = classes[k].head
     due = np.int64(NEVER)
     for k in range(classes.size - 1):
         if classes[k].head != NONE:
             due = min(due, cells[members[classes[k].head].flat].pulsed_ns + classes[k].end_ns)
-    return due
+    return due  # type: ignore[return-value]

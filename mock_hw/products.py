@@ -1,7 +1,7 @@
 """Compiled matrix-vector products of a tile, with read noise drawn on the outputs.
 
-The noise of an output is Gaussian with the variance that its cells' read noises add up to: the same distribution as drawing each cell's,
-at a fraction of the cost. It is never clamped before the converter.
+The noise of an output is Gaussian with the variance that its cells' read noises add up to: the same distribution as
+drawing each cell's, at a fraction of the cost. It is never clamped before the converter.
 """
 
 import numpy as np
@@ -29,12 +29,22 @@ def to_code(current: float, step: float, top: int) -> tuple[int, int]:
 
 @njit(cache=True, fastmath=FAST, error_model="numpy")
 def forward(
-    weight: F32, variance: F32, codes: Codes, first: int, volt: float, normals: F32, step: float, top: int, out: Codes, at: int
+    weight: F32,
+    variance: F32,
+    codes: Codes,
+    first: int,
+    volt: float,
+    normals: F32,
+    step: float,
+    top: int,
+    out: Codes,
+    at: int,
 ) -> int:
     """Word lines to bit lines; returns how many outputs met an end of the converter's range.
 
-    `codes` (batch, inputs), of which this tile takes (R,) from `first` on; `out` (batch, outputs), of which it gives (C,) from `at` on;
-    `volt` is V per DAC code, `step` A per ADC code; `normals` as `out`, or empty without read noise. Lines without input cost nothing.
+    `codes` (batch, inputs), of which this tile takes (R,) from `first` on; `out` (batch, outputs), of which it gives
+    (C,) from `at` on; `volt` is V per DAC code, `step` A per ADC code; `normals` as `out`, or empty without read noise.
+    Lines without input cost nothing.
     """
     rows, columns = weight.shape
     total = np.empty(columns, np.float32)
@@ -63,7 +73,16 @@ def forward(
 
 @njit(cache=True, fastmath=FAST, error_model="numpy")
 def backward(
-    weight: F32, variance: F32, codes: Codes, first: int, volt: float, normals: F32, step: float, top: int, out: Codes, at: int
+    weight: F32,
+    variance: F32,
+    codes: Codes,
+    first: int,
+    volt: float,
+    normals: F32,
+    step: float,
+    top: int,
+    out: Codes,
+    at: int,
 ) -> int:
     """Bit lines to word lines: takes (C,) from `first` on and gives (R,) from `at` on; otherwise as `forward`."""
     rows, columns = weight.shape
@@ -102,5 +121,5 @@ def largest(codes: Codes) -> int:
     top = 0
     for b in range(codes.shape[0]):
         for i in range(codes.shape[1]):
-            top = max(top, abs(np.int64(codes[b, i])))
+            top = max(top, int(abs(np.int64(codes[b, i]))))
     return top

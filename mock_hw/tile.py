@@ -10,19 +10,22 @@ from hil.protocols.messages import Block, Cells, Codes, Direction
 
 DRIFT_BOUND = 0.015
 """Largest relative error of a conductance in a product that comes from evaluating drift late."""
-OLDEST = 1e10
-"""Age (s) beyond which drift is no longer followed: 300 years."""
+OLDEST = 4e9
+"""Age (s) beyond which drift is no longer followed: beyond the hundred years that a chip lives."""
 
 
 def age_classes(nu: float, p: PcmParameters) -> physics.Records:
-    """Classes in which G differs by no more than `DRIFT_BOUND` from its value at the middle age, for drift exponents up to `nu`."""
+    """Classes in which G differs by no more than `DRIFT_BOUND` from its value at the middle age, for drift exponents up
+    to `nu`.
+    """
     if not p.drift or nu == 0:
-        return np.array([(physics.NEVER, p.t0, physics.NONE, physics.NONE)], physics.AGE_CLASS)
+        return np.array([(physics.NEVER, p.t0, 1.0, physics.NONE, physics.NONE)], physics.AGE_CLASS)
     ratio = (1 + DRIFT_BOUND) ** (2 / nu)
     count = max(1, math.ceil(math.log(OLDEST / p.t_min) / math.log(ratio)))
     classes = np.zeros(count, physics.AGE_CLASS)
     starts = p.t_min * ratio ** np.arange(count)
     classes["middle"] = starts * math.sqrt(ratio)
+    classes["factor"] = physics.drift_factor(classes["middle"], p.nu, physics.constants(p)[0])
     classes["end_ns"] = np.append(np.rint(starts[1:] * 1e9), physics.NEVER)
     return classes
 
@@ -34,7 +37,14 @@ class Tile:
     """
 
     def __init__(
-        self, block: Block, rows: int, columns: int, cells: physics.Records, nu: physics.F32, now_ns: int, p: PcmParameters
+        self,
+        block: Block,
+        rows: int,
+        columns: int,
+        cells: physics.Records,
+        nu: physics.F32,
+        now_ns: int,
+        p: PcmParameters,
     ) -> None:
         self.block = block
         self._drift = p.drift
@@ -65,7 +75,15 @@ class Tile:
             self._due_ns = physics.age(*self._lists, now_ns, self._constants)
 
     def multiply(
-        self, direction: Direction, codes: Codes, volt: float, normals: physics.F32, step: float, top: int, out: Codes, at: int
+        self,
+        direction: Direction,
+        codes: Codes,
+        volt: float,
+        normals: physics.F32,
+        step: float,
+        top: int,
+        out: Codes,
+        at: int,
     ) -> int:
         """Product of a batch into `out` from column `at` on (see `products`); returns the number of saturated codes."""
         if direction == Direction.FORWARD:

@@ -57,6 +57,7 @@ class TwinTester(ArrayTester):
         return firmware.program(firmware.last_op_id + 1, pulses)
 
     def update(self, region: Region, trains: PulseTrains) -> Receipt:
+        self._open()
         raise LimitError("this array has no parallel update (capabilities: parallel_update is false)")
 
     def wait(self, seconds: float) -> Receipt:

@@ -1,6 +1,7 @@
 """The values that hosts and testers exchange; codecs, drivers, the twin and the log all share them.
 
-SI units throughout; device time is integer nanoseconds. Arrays are numpy and are never written to once a message holds them.
+SI units throughout; device time is integer nanoseconds. Arrays are numpy and are never written to once a message holds
+them.
 """
 
 from collections.abc import Sequence
@@ -115,7 +116,8 @@ class Durations:
 class Capabilities:
     """What a tester can do and the nominal figures of its devices.
 
-    Converter codes are signed and symmetric for MVMs (an 8-bit converter has codes -127 to 127); cell reads carry their own offset.
+    Converter codes are signed and symmetric for MVMs (an 8-bit converter has codes -127 to 127); cell reads carry their
+    own offset.
     """
 
     arrays: int
@@ -135,7 +137,7 @@ class Capabilities:
     verify: bool  # the tester can program-and-verify by itself
     durations: Durations
     largest_batch: int  # cells, pulses or vectors in one operation
-    staircase: tuple[float, ...]  # S, nominal mean conductance after 0, 1, 2, ... SET pulses from RESET; () when unknown
+    staircase: tuple[float, ...]  # S, nominal mean conductance after 0, 1, 2, ... SET pulses from RESET; () if unknown
 
     @property
     def dac_top(self) -> int:
@@ -177,9 +179,7 @@ class Cells:
     @classmethod
     def of(cls, array: npt.ArrayLike, row: npt.ArrayLike, column: npt.ArrayLike) -> "Cells":
         """From anything that broadcasts to integer vectors; raises `InputError` on a value that is no line number."""
-        parts = np.broadcast_arrays(
-            line_index("array", array), line_index("row", row), line_index("column", column)
-        )
+        parts = np.broadcast_arrays(line_index("array", array), line_index("row", row), line_index("column", column))
         return cls(*(np.ascontiguousarray(part) for part in parts))
 
     def __len__(self) -> int:
@@ -202,7 +202,9 @@ class Cells:
 
 @dataclass(frozen=True, slots=True)
 class PulseBatch:
-    """SET or RESET pulses: `counts` (n,) equal pulses of one `shape` on each of n cells; a cell may occur more than once."""
+    """SET or RESET pulses: `counts` (n,) equal pulses of one `shape` on each of n cells; a cell may occur more than
+    once.
+    """
 
     cells: Cells
     kind: Operation  # SET or RESET
@@ -212,13 +214,22 @@ class PulseBatch:
     def __getitem__(self, part: slice) -> "PulseBatch":
         return PulseBatch(self.cells[part], self.kind, self.counts[part], self.shape)
 
+    @classmethod
+    def concatenate(cls, parts: "Sequence[PulseBatch]") -> "PulseBatch":
+        """One batch from several of the same kind and shape."""
+        first = parts[0]
+        if len(parts) == 1:
+            return first
+        cells = Cells.concatenate([part.cells for part in parts])
+        return cls(cells, first.kind, np.concatenate([part.counts for part in parts]), first.shape)
+
 
 @dataclass(frozen=True, slots=True)
 class Block:
     """The crossing of some word lines with some bit lines of one array.
 
-    A block takes the region's inputs from `row_offset` on and belongs to the region's outputs from `column_offset` on. `partners` are
-    the bit lines subtracted from `columns` before the converter (differential readout), or None.
+    A block takes the region's inputs from `row_offset` on and belongs to the region's outputs from `column_offset` on.
+    `partners` are the bit lines subtracted from `columns` before the converter (differential readout), or None.
     """
 
     array: int
@@ -233,8 +244,8 @@ class Block:
 class Region:
     """Cells that are multiplied together, registered once and then named by `handle`.
 
-    A forward MVM takes (batch, rows) codes and returns each block's columns side by side; a backward MVM takes (batch, columns) codes
-    and returns each block's rows side by side. Where blocks share outputs, the host adds them.
+    A forward MVM takes (batch, rows) codes and returns each block's columns side by side; a backward MVM takes (batch,
+    columns) codes and returns each block's rows side by side. Where blocks share outputs, the host adds them.
     """
 
     handle: int
@@ -262,7 +273,9 @@ class Region:
 
 @dataclass(frozen=True, slots=True)
 class Vectors:
-    """MVM inputs: DAC `codes` (batch, lines) and what one code stands for on the host, `scale` (batch,). The tester ignores the scale."""
+    """MVM inputs: DAC `codes` (batch, lines) and what one code stands for on the host, `scale` (batch,). The tester
+    ignores the scale.
+    """
 
     codes: Codes
     scale: npt.NDArray[np.float32]
@@ -273,10 +286,11 @@ class Vectors:
 
 @dataclass(frozen=True, slots=True)
 class PulseTrains:
-    """Coincident trains of an RPU update: `rows` (slots, rows / 8) and `columns` (slots, columns / 8) hold one bit per line and slot.
+    """Coincident trains of an RPU update: `rows` (slots, rows / 8) and `columns` (slots, columns / 8) hold one bit per
+    line and slot.
 
-    A cell gets one SET pulse for each slot in which both its lines fire; `polarity` +1 or -1 picks the device of the pair. Bits are
-    packed as by `numpy.packbits`.
+    A cell gets one SET pulse for each slot in which both its lines fire; `polarity` +1 or -1 picks the device of the
+    pair. Bits are packed as by `numpy.packbits`.
     """
 
     rows: npt.NDArray[np.uint8]
@@ -288,7 +302,8 @@ class PulseTrains:
 class Readings:
     """What the instrument gave, without loss: value = (code - offset) * scale, in `unit` (S for cells, A for MVMs).
 
-    Codes have shape (n,) for cells and (batch, outputs) for MVMs. `saturated` counts the codes at the end of the converter's range.
+    Codes have shape (n,) for cells and (batch, outputs) for MVMs. `saturated` counts the codes at the end of the
+    converter's range.
     """
 
     op_id: int
@@ -309,7 +324,8 @@ class Readings:
 class Receipt:
     """What became of a programming operation or a wait: `done` of its pulses were applied.
 
-    `saturated` counts pulses that met an end of the conductance range, where the tester can know (a twin can, hardware cannot).
+    `saturated` counts pulses that met an end of the conductance range, where the tester can know (a twin can, hardware
+    cannot).
     """
 
     op_id: int

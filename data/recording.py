@@ -1,0 +1,175 @@
+"""Record everything that passes between a run and its tester."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from hil.data.runfile import NONE, RunWriter
+from hil.instruments.tester import ArrayTester
+from hil.protocols.errors import InputError
+from hil.protocols.messages import (
+    Block,
+    Capabilities,
+    Cells,
+    Direction,
+    Identity,
+    Operation,
+    PulseBatch,
+    PulseTrains,
+    Readings,
+    Receipt,
+    Region,
+    Vectors,
+)
+
+
+class RecordingTester(ArrayTester):
+    """Wraps a tester and logs its regions and operations, and adds nothing else. The caller closes the writer.
+
+    An operation that was refused (`InputError`) leaves no row. One that failed or was interrupted in any other way may
+    have reached the array: it leaves a row with status UNKNOWN and without answer. The error then goes on.
+    """
+
+    def __init__(self, tester: ArrayTester, writer: RunWriter) -> None:
+        """Regions that the tester already knows are logged now."""
+        self._tester = tester
+        self._writer = writer
+        self._dac_dtype = np.dtype(tester.capabilities().dac_dtype)
+        for region in tester.regions():
+            writer.region(region)
+
+    def identify(self) -> Identity:
+        return self._tester.identify()
+
+    def capabilities(self) -> Capabilities:
+        return self._tester.capabilities()
+
+    def register(self, blocks: Sequence[Block]) -> Region:
+        region = self._tester.register(blocks)
+        self._writer.region(region)
+        return region
+
+    def regions(self) -> tuple[Region, ...]:
+        return self._tester.regions()
+
+    def read(self, cells: Cells) -> Readings:
+        try:
+            readings = self._tester.read(cells)
+            self._writer.check_readings(Operation.READ, NONE, readings)
+        except InputError:
+            raise
+        except BaseException:
+            self._log_read(cells, None)
+            raise
+        self._log_read(cells, readings)
+        return readings
+
+    def mvm(self, region: Region, vectors: Vectors, direction: Direction, gain: int) -> Readings:
+        kind = Operation.MVM_FORWARD if direction == Direction.FORWARD else Operation.MVM_BACKWARD
+        try:
+            readings = self._tester.mvm(region, vectors, direction, gain)
+            self._writer.check_readings(kind, gain, readings)
+        except InputError:
+            raise
+        except BaseException:
+            self._log_mvm(kind, region, vectors, gain, None)
+            raise
+        self._log_mvm(kind, region, vectors, gain, readings)
+        return readings
+
+    def program(self, pulses: PulseBatch) -> Receipt:
+        try:
+            receipt = self._tester.program(pulses)
+        except InputError:
+            raise
+        except BaseException:
+            self._log_program(pulses, None)
+            raise
+        self._log_program(pulses, receipt)
+        return receipt
+
+    def update(self, region: Region, trains: PulseTrains) -> Receipt:
+        try:
+            receipt = self._tester.update(region, trains)
+        except InputError:
+            raise
+        except BaseException:
+            self._log_update(region, trains, None)
+            raise
+        self._log_update(region, trains, receipt)
+        return receipt
+
+    def wait(self, seconds: float) -> Receipt:
+        try:
+            receipt = self._tester.wait(seconds)
+        except InputError:
+            raise
+        except BaseException:
+            self._log_wait(seconds, None)
+            raise
+        self._log_wait(seconds, receipt)
+        return receipt
+
+    def safe_state(self) -> None:
+        self._tester.safe_state()
+
+    def close(self) -> None:
+        self._tester.close()
+
+    def _log_read(self, cells: Cells, readings: Readings | None) -> None:
+        writer = self._writer
+        offset = writer.stream("read/array", cells.array)
+        writer.stream("read/row", cells.row)
+        writer.stream("read/column", cells.column)
+        done = output = 0
+        if readings is not None:
+            done, output = len(readings.codes), writer.stream("read/codes", readings.codes)
+        writer.operation(Operation.READ, len(cells), offset, readings, done, output_offset=output)
+
+    def _log_mvm(self, kind: Operation, region: Region, vectors: Vectors, gain: int, readings: Readings | None) -> None:
+        writer = self._writer
+        codes = vectors.codes
+        offset = writer.stream("mvm/inputs", codes if codes.dtype == self._dac_dtype else codes.astype(self._dac_dtype))
+        scales = writer.stream("mvm/scales", vectors.scale)
+        done = output = 0
+        if readings is not None:
+            done, output = len(readings.codes), writer.stream("mvm/outputs", readings.codes)
+        writer.operation(
+            kind,
+            len(codes),
+            offset,
+            readings,
+            done,
+            region=region.handle,
+            gain=gain,
+            output_offset=output,
+            scale_offset=scales,
+        )
+
+    def _log_program(self, pulses: PulseBatch, receipt: Receipt | None) -> None:
+        writer = self._writer
+        offset = writer.stream("program/array", pulses.cells.array)
+        writer.stream("program/row", pulses.cells.row)
+        writer.stream("program/column", pulses.cells.column)
+        writer.stream("program/counts", pulses.counts)
+        done = receipt.done if receipt else 0
+        writer.operation(pulses.kind, len(pulses.counts), offset, receipt, done, shape=writer.shape(pulses.shape))
+
+    def _log_update(self, region: Region, trains: PulseTrains, receipt: Receipt | None) -> None:
+        writer = self._writer
+        offset = writer.stream("update/trains", trains.rows)
+        writer.stream("update/trains", trains.columns)
+        done = receipt.done if receipt else 0
+        writer.operation(
+            Operation.UPDATE,
+            len(trains.rows),
+            offset,
+            receipt,
+            done,
+            region=region.handle,
+            polarity=trains.polarity,
+        )
+
+    def _log_wait(self, seconds: float, receipt: Receipt | None) -> None:
+        offset = self._writer.stream("wait/seconds", np.array([seconds]))
+        self._writer.operation(Operation.WAIT, 1, offset, receipt, receipt.done if receipt else 0)

@@ -1,0 +1,107 @@
+"""Torch modules whose products are done by an array tester."""
+
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hil.instruments.tester import ArrayTester
+from hil.pairs import UNIT, DifferentialPairs
+from hil.products import F32, Products, products
+
+INITIAL_SPREAD = 0.147
+"""Standard deviation of initial weights in device units. RECALLED (both devices at 1.6 +- 0.83 uS; 0.83 sqrt(2) / 8)."""
+
+
+class AnalogWeight(nn.Parameter):
+    """Handle of a weight matrix that lies on devices: shape (rows, columns), inputs by outputs, the bias being the last row.
+
+    It holds no values, they are on the array. `factors` collects what backpropagation gives for it until the optimizer takes it: pairs of
+    x (batch, rows) and delta (batch, columns). The gradient is the sum of x^T delta.
+    """
+
+    pairs: DifferentialPairs
+    products: Products
+    factors: list[tuple[F32, F32]]
+
+    @staticmethod
+    def of(pairs: DifferentialPairs, products: Products) -> "AnalogWeight":
+        """The handle of weights on `pairs`."""
+        weight = AnalogWeight(torch.zeros(1).expand(pairs.shape))
+        weight.pairs, weight.products, weight.factors = pairs, products, []
+        return weight
+
+
+class AnalogLinear(nn.Module):
+    """y = x W + b on a tester, like `nn.Linear`; W and b lie on differential pairs, b as one more row with the input 1.
+
+    `scale` is the weight of one device unit (8 uS). Initial weights (in_features + 1, out_features) are drawn from torch's generator
+    unless given, and written open loop. `forward_range` is the largest output in weight units per unit of input that the converter has to
+    cover, `backward_range` likewise per unit of delta. On an array that does no products the layer reads its cells and multiplies on the
+    host; it then reads all of them again every `reread_images` vectors, and after `eval()`.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        tester: ArrayTester,
+        *,
+        scale: float = 1.0,
+        initial_weights: Tensor | None = None,
+        forward_range: float = 12.0,
+        backward_range: float = 4.0,
+        reread_images: int = 10_000,
+    ) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        if initial_weights is None:
+            initial_weights = torch.randn(in_features + 1, out_features) * INITIAL_SPREAD * scale
+        pairs = DifferentialPairs(tester, in_features + 1, out_features, scale)
+        pairs.write(np.arange(len(pairs)), initial_weights.numpy().ravel() * np.float32(UNIT / scale))
+        self.weight = AnalogWeight.of(pairs, products(pairs, forward_range, backward_range, reread_images))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, in_features) to (batch, out_features)."""
+        result: Tensor = AnalogProduct.apply(x, self.weight)
+        return result
+
+    def train(self, mode: bool = True) -> Self:
+        """As in torch; entering evaluation makes a host-multiplied layer read its cells again."""
+        if not mode:
+            self.weight.products.forget()
+        return super().train(mode)
+
+    def extra_repr(self) -> str:
+        """What `print(model)` shows."""
+        return f"{self.in_features}, {self.out_features}, chip={self.weight.pairs.tester.identify().chip}"
+
+
+def multiply(x: F32, weight: AnalogWeight) -> tuple[F32, F32]:
+    """Output (batch, columns) for x (batch, rows - 1), and the x with its bias input, (batch, rows)."""
+    with_bias = np.ones((len(x), weight.pairs.shape[0]), np.float32)
+    with_bias[:, :-1] = x
+    return weight.products.forward(with_bias), with_bias
+
+
+def multiply_back(delta: F32, x: F32, weight: AnalogWeight, inputs: bool) -> F32 | None:
+    """Leave (x, delta) with the weight; with `inputs`, the gradient (batch, rows - 1) of the layer's inputs."""
+    weight.factors.append((x, delta))
+    return np.ascontiguousarray(weight.products.backward(delta)[:, :-1]) if inputs else None
+
+
+class AnalogProduct(torch.autograd.Function):
+    """The product of `AnalogLinear` for torch's graph."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: AnalogWeight) -> Tensor:
+        y, ctx.x = multiply(x.detach().numpy(), weight)
+        ctx.weight = weight
+        return torch.from_numpy(y)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, None]:
+        delta = np.ascontiguousarray(gradients[0].numpy())
+        inputs = multiply_back(delta, ctx.x, ctx.weight, ctx.needs_input_grad[0])
+        return (None if inputs is None else torch.from_numpy(inputs)), None

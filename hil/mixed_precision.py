@@ -1,0 +1,163 @@
+"""Mixed-precision in-memory training: Nandakumar et al., Front. Neurosci. 14, 406 (2020).
+
+The host accumulates the gradient steps of each weight in chi. Where |chi| reaches the device granularity, the devices get SET pulses,
+blind, and chi gives up what they stand for. Pairs that have run out of range are refreshed: RESET, and their difference written again.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hil import kernels
+from hil.instruments.tester import ArrayTester
+from hil.layers import AnalogWeight
+from hil.protocols.errors import DivergedError, InputError
+from hil.protocols.messages import PulseBatch
+
+GRANULARITY = 0.096
+"""epsilon, in device units of 8 uS: what one SET pulse changes on average. FOUND (quoted from Nandakumar 2020)."""
+MOST_PULSES = 65535
+"""Pulses per weight and step that one message can carry."""
+
+
+@dataclass(frozen=True)
+class Refresh:
+    """When pairs are refreshed: every `images`, those with a device above `above` (S) and a difference below `below` (S).
+
+    RECALLED (100 images; above 8 uS; below 6 uS). `watch` is the fraction of `above` from which on a pair is measured again at each check
+    even without pulses. CHOSEN.
+    """
+
+    images: int = 100
+    above: float = 8e-6
+    below: float = 6e-6
+    watch: float = 0.95
+
+
+@dataclass
+class LayerCounts:
+    """What happened to one layer's weights so far."""
+
+    crossings: int = 0  # times a weight's chi reached the granularity
+    set_pulses: int = 0  # pulses sent for crossings, without those of refreshes
+    refreshes: int = 0  # pairs refreshed
+
+
+class _Layer:
+    """The optimizer's state for one analog weight; chi (rows, columns) is shared with torch's state of the parameter."""
+
+    def __init__(self, weight: AnalogWeight, chi: Tensor) -> None:
+        self.weight = weight
+        self.chi: kernels.F32 = chi.numpy()
+        self.index = np.empty(chi.numel(), np.int32)
+        self.pulses = np.empty(chi.numel(), np.int32)
+        self.suspects = np.zeros(chi.numel(), np.bool_)  # pairs to be measured at the next refresh check
+        self.counts = LayerCounts()
+
+    def crossings(self, rate: float, granularity: float, most: int) -> PulseBatch | None:
+        """Take the gradient into chi; the pulses that this asks for."""
+        weight = self.weight
+        if not weight.factors:
+            return None
+        x, delta = weight.factors[0] if len(weight.factors) == 1 else map(np.concatenate, zip(*weight.factors, strict=True))
+        weight.factors.clear()
+        rate /= weight.pairs.scale
+        count = kernels.accumulate(self.chi, x, delta, rate, granularity, most, self.index, self.pulses)
+        if count == kernels.NOT_FINITE:
+            raise DivergedError("a gradient is not finite: training has diverged; lower the rate")
+        if not count:
+            return None
+        index, pulses = self.index[:count].copy(), self.pulses[:count]
+        self.suspects[index] = True
+        weight.products.changed(index)
+        self.counts.crossings += count
+        self.counts.set_pulses += int(np.abs(pulses).sum())
+        return weight.pairs.set_pulses(index, pulses)
+
+    def refresh(self, rule: Refresh) -> None:
+        """Measure the suspects and rewrite those that have run out of range; chi is left as it is."""
+        index = np.flatnonzero(self.suspects)
+        if not len(index):
+            return
+        plus, minus = self.weight.pairs.measure(index)
+        larger = np.maximum(plus, minus)
+        worn = (larger > rule.above) & (np.abs(plus - minus) < rule.below)
+        self.suspects[index] = (larger > rule.watch * rule.above) & ~worn
+        if worn.any():
+            self.weight.pairs.write(index[worn], (plus - minus)[worn])
+            self.weight.products.changed(index[worn])
+            self.counts.refreshes += int(worn.sum())
+
+
+class MixedPrecisionSGD(torch.optim.Optimizer):
+    """SGD whose analog weights are updated by blind SET pulses; other parameters of the model are updated by plain SGD.
+
+    `granularity` is epsilon in device units; `max_pulses` limits the pulses per weight and step (1 as on the paper's chip, None for no
+    limit); `refresh=None` never refreshes.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float,
+        granularity: float = GRANULARITY,
+        max_pulses: int | None = None,
+        refresh: Refresh | None = Refresh(),  # noqa: B008 - immutable
+    ) -> None:
+        if not lr > 0 or not granularity > 0 or (max_pulses is not None and max_pulses < 1):
+            raise InputError(f"lr={lr}, granularity={granularity} and max_pulses={max_pulses} must be above 0")
+        super().__init__(params, {"lr": lr})
+        self.granularity = granularity
+        self.max_pulses = max_pulses
+        self.refresh = refresh
+        self._since_refresh = 0
+        self._layer_of: dict[Tensor, _Layer] = {}
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if isinstance(parameter, AnalogWeight):
+                    chi = self.state[parameter]["chi"] = torch.zeros(parameter.pairs.shape)
+                    self._layer_of[parameter] = _Layer(parameter, chi)
+
+    def counts(self, weight: AnalogWeight) -> LayerCounts:
+        """What happened to a weight matrix so far."""
+        return self._layer_of[weight].counts
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget gradients, those of analog weights too."""
+        super().zero_grad(set_to_none)
+        for layer in self._layer_of.values():
+            layer.weight.factors.clear()
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Take the gradients of the last backward passes into chi, send the pulses they ask for, refresh when it is time."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        images = max((sum(len(x) for x, _ in layer.weight.factors) for layer in self._layer_of.values()), default=0)
+        self._update()
+        self._since_refresh += images
+        if self.refresh is not None and self._since_refresh >= self.refresh.images:
+            self._since_refresh = 0
+            for layer in self._layer_of.values():
+                layer.refresh(self.refresh)
+        return loss
+
+    def _update(self) -> None:
+        most = self.max_pulses or MOST_PULSES
+        asked: dict[ArrayTester, list[PulseBatch]] = {}
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if isinstance(parameter, AnalogWeight):
+                    layer = self._layer_of[parameter]
+                    batch = layer.crossings(group["lr"], self.granularity, most)
+                    if batch is not None:
+                        asked.setdefault(parameter.pairs.tester, []).append(batch)
+                elif parameter.grad is not None:
+                    parameter.add_(parameter.grad, alpha=-group["lr"])
+        for tester, batches in asked.items():
+            tester.program(PulseBatch.concatenate(batches))

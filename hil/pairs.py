@@ -1,0 +1,81 @@
+"""Weights on differential pairs of devices: W = alpha (G+ - G-) / 8 uS, with alpha the digital scale of the layer."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hil.instruments.tester import ArrayTester
+from hil.mapping import floorplan
+from hil.protocols.errors import InputError
+from hil.protocols.messages import Cells, Operation, PulseBatch
+
+UNIT = 8e-6
+"""S of conductance difference for one device unit. RECALLED (W in [-1, 1] is G+ - G- in [-8, 8] uS; Nandakumar 2020)."""
+
+F32 = npt.NDArray[np.float32]
+Index = npt.NDArray[np.integer[Any]]
+
+
+class DifferentialPairs:
+    """A (rows, columns) matrix of weights on pairs of devices; a weight is named by its flat index, row * columns + column."""
+
+    def __init__(self, tester: ArrayTester, rows: int, columns: int, scale: float) -> None:
+        plan = floorplan(tester)
+        self.tester = tester
+        self.shape = (rows, columns)
+        self.scale = scale
+        self.placement = plan.place(rows, columns)
+        self._devices = Cells.concatenate([self.placement.plus, self.placement.minus])
+        self._stuck = plan.stuck[self._devices.array, self._devices.row, self._devices.column]
+        self._any_stuck = bool(self._stuck.any())
+        self._capabilities = tester.capabilities()
+        self._staircase = np.array(self._capabilities.staircase, np.float32)
+        self.sent = {Operation.SET: 0, Operation.RESET: 0}  # pulses so far
+
+    def __len__(self) -> int:
+        return self.shape[0] * self.shape[1]
+
+    def set_pulses(self, index: Index, pulses: Index) -> PulseBatch | None:
+        """SET pulses that raise (positive) or lower (negative) weights by steps; None if there is nothing to send."""
+        return self._batch(Operation.SET, index + len(self) * (pulses < 0), np.abs(pulses))
+
+    def measure(self, index: Index) -> tuple[F32, F32]:
+        """One reading of G+ and G- (S) of each named weight."""
+        values = self.tester.read(self._devices[np.concatenate([index, index + len(self)])]).values()
+        return values[: len(index)], values[len(index) :]
+
+    def write(self, index: Index, difference: F32) -> None:
+        """RESET both devices of each named weight, then set G+ - G- (S) open loop by the inverse of the mean staircase.
+
+        Where one device is stuck, the other one carries the weight. Nothing is verified: the result scatters with the programming noise.
+        """
+        if not len(self._staircase):
+            raise InputError("the tester knows no staircase (capabilities), so weights cannot be written open loop")
+        devices = np.concatenate([index, index + len(self)])
+        self._send(self._batch(Operation.RESET, devices, np.ones(len(devices), np.int64)))
+        plus, minus = np.maximum(difference, 0), np.maximum(-difference, 0)
+        if self._stuck[devices].any():
+            g_plus, g_minus = self.measure(index)
+            up, down = np.split(self._stuck[devices], 2)
+            plus = np.where(down, difference + g_minus, plus)
+            minus = np.where(up, g_plus - difference, minus)
+        middles = (self._staircase[1:] + self._staircase[:-1]) / 2 - self._staircase[0]
+        self._send(self._batch(Operation.SET, devices, np.searchsorted(middles, np.concatenate([plus, minus]))))
+
+    def _batch(self, kind: Operation, devices: Index, counts: Index) -> PulseBatch | None:
+        """Pulses for the devices that need some and can take them."""
+        keep = counts > 0
+        if self._any_stuck:
+            keep &= ~self._stuck[devices]
+        if not keep.all():
+            devices, counts = devices[keep], counts[keep]
+        if not len(devices):
+            return None
+        shape = self._capabilities.set_pulse if kind == Operation.SET else self._capabilities.reset_pulse
+        self.sent[kind] += int(counts.sum())
+        return PulseBatch(self._devices[devices], kind, counts.astype(np.uint16), shape)
+
+    def _send(self, batch: PulseBatch | None) -> None:
+        if batch is not None:
+            self.tester.program(batch)

@@ -1,0 +1,168 @@
+"""Products of vectors with the weights of one layer: by the array itself, or on the host with conductances read from it."""
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+import numpy.typing as npt
+
+from hil import kernels
+from hil.pairs import UNIT, DifferentialPairs, Index
+from hil.protocols.errors import DivergedError, InputError
+from hil.protocols.messages import Direction, MvmMode, Readout, Vectors
+
+F32 = npt.NDArray[np.float32]
+
+
+class Products(ABC):
+    """Forward and backward products of a layer, in weight units."""
+
+    saturated: dict[Direction, int]  # ADC codes at the end of the range, so far
+    converted: dict[Direction, int]  # ADC codes, so far
+
+    @abstractmethod
+    def forward(self, x: F32) -> F32:
+        """(batch, rows) to (batch, columns)."""
+
+    @abstractmethod
+    def backward(self, delta: F32) -> F32:
+        """(batch, columns) to (batch, rows)."""
+
+    @abstractmethod
+    def changed(self, index: Index) -> None:
+        """These weights were just programmed."""
+
+    @abstractmethod
+    def forget(self) -> None:
+        """Whatever is known about the cells is too old, as before an evaluation."""
+
+
+class AnalogProducts(Products):
+    """The array multiplies.
+
+    The host scales each vector by its largest magnitude to DAC codes and picks the smallest converter range that covers
+    `forward_range` weight units of output per unit of input, and `backward_range` going back.
+    """
+
+    def __init__(self, pairs: DifferentialPairs, forward_range: float, backward_range: float) -> None:
+        self._tester = pairs.tester
+        self._capabilities = pairs.tester.capabilities()
+        self._region = self._tester.register(pairs.placement.blocks)
+        self._single = self._capabilities.readout == Readout.SINGLE
+        self._columns = pairs.shape[1]
+        c = self._capabilities
+        weight_per_ampere = pairs.scale / (UNIT * c.read_voltage)
+        self._factor = weight_per_ampere * c.dac_top
+        self._gain = {
+            Direction.FORWARD: self._gain_for(forward_range / weight_per_ampere),
+            Direction.BACKWARD: self._gain_for(backward_range / weight_per_ampere),
+        }
+        width = 2 if self._single else 1
+        self._forward_places = np.array(
+            [(block.column_offset // width, len(block.columns) // width) for block in self._region.blocks], np.int64
+        )
+        self._backward_places = np.array([(block.row_offset, len(block.rows)) for block in self._region.blocks], np.int64)
+        self._rows = pairs.shape[0]
+        self.saturated = dict.fromkeys(Direction, 0)
+        self.converted = dict.fromkeys(Direction, 0)
+
+    def forward(self, x: F32) -> F32:
+        return self._multiply(x, Direction.FORWARD, self._forward_places, self._columns)
+
+    def backward(self, delta: F32) -> F32:
+        return self._multiply(delta, Direction.BACKWARD, self._backward_places, self._rows)
+
+    def changed(self, index: Index) -> None:
+        """Nothing is remembered that could be stale."""
+
+    def forget(self) -> None:
+        """Nothing is remembered that could be stale."""
+
+    def _multiply(self, x: F32, direction: Direction, places: kernels.I64, outputs: int) -> F32:
+        batch, single = len(x), self._single
+        paired_inputs = single and direction == Direction.BACKWARD
+        codes = np.empty((batch, x.shape[1] * (2 if paired_inputs else 1)), self._capabilities.dac_dtype)
+        scale = np.empty(batch, np.float32)
+        if not kernels.quantise(x, self._capabilities.dac_top, codes, scale, paired_inputs):
+            raise not_finite(direction)
+        readings = self._tester.mvm(self._region, Vectors(codes, scale), direction, self._gain[direction])
+        self.saturated[direction] += readings.saturated
+        self.converted[direction] += readings.codes.size
+        out = np.empty((batch, outputs), np.float32)
+        pairwise = single and direction == Direction.FORWARD
+        kernels.combine(readings.codes, places, pairwise, readings.scale * self._factor, scale, out)
+        return out
+
+    def _gain_for(self, full_scale: float) -> int:
+        ranges = np.array(self._capabilities.mvm_ranges)
+        enough = np.flatnonzero(ranges >= full_scale * (1 - 1e-9))
+        if not len(enough):
+            raise InputError(
+                f"an output of {full_scale:.3g} A is beyond the tester's largest range of {ranges[-1]:.3g} A; lower the layer's range"
+            )
+        return int(enough[0])
+
+
+class HostProducts(Products):
+    """The host multiplies with the conductances it has read.
+
+    Programmed cells are read again before their next use, and all cells after `reread_images` vectors, because one noisy reading held for
+    ever costs accuracy and hides drift.
+    """
+
+    def __init__(self, pairs: DifferentialPairs, reread_images: int) -> None:
+        self._pairs = pairs
+        self._per_siemens = pairs.scale / UNIT
+        self._reread_images = reread_images
+        self._weight = np.zeros(pairs.shape, np.float32)
+        self._stale: list[Index] = []
+        self._since_read = 0
+        self.forget()
+        self.saturated = dict.fromkeys(Direction, 0)
+        self.converted = dict.fromkeys(Direction, 0)
+
+    def forward(self, x: F32) -> F32:
+        if not np.isfinite(x).all():
+            raise not_finite(Direction.FORWARD)
+        if self._since_read >= self._reread_images:
+            self.forget()
+        self._since_read += len(x)
+        self._read_stale()
+        out = np.empty((len(x), self._pairs.shape[1]), np.float32)
+        kernels.product(x, self._weight, out)
+        return out
+
+    def backward(self, delta: F32) -> F32:
+        if not np.isfinite(delta).all():
+            raise not_finite(Direction.BACKWARD)
+        self._read_stale()
+        out = np.empty((len(delta), self._pairs.shape[0]), np.float32)
+        kernels.transposed_product(delta, self._weight, out)
+        return out
+
+    def changed(self, index: Index) -> None:
+        self._stale.append(index)
+
+    def forget(self) -> None:
+        self._stale = [np.arange(len(self._pairs))]
+        self._since_read = 0
+
+    def _read_stale(self) -> None:
+        if self._stale:
+            index = self._stale[0] if len(self._stale) == 1 else np.unique(np.concatenate(self._stale))
+            plus, minus = self._pairs.measure(index)
+            self._weight.reshape(-1)[index] = (plus - minus) * np.float32(self._per_siemens)
+            self._stale = []
+
+
+def not_finite(direction: Direction) -> DivergedError:
+    """The error for a vector that no converter can take."""
+    return DivergedError(f"a {direction.name.lower()} product was asked of a vector that is not finite: training has diverged; lower the rate")
+
+
+def products(pairs: DifferentialPairs, forward_range: float, backward_range: float, reread_images: int) -> Products:
+    """The products that the pairs' tester can do."""
+    if pairs.tester.capabilities().mvm == MvmMode.ANALOG:
+        return AnalogProducts(pairs, forward_range, backward_range)
+    return HostProducts(pairs, reread_images)
+
+
