@@ -94,27 +94,40 @@ def reason(error: Exception) -> str:
 class Column:
     """Writes one column. What is appended stays in memory until a chunk is full or `flush` is called."""
 
-    def __init__(self, parent: Any, field: Field, chunk: int) -> None:
-        """Create the group `field.name` in the h5py group `parent`, with `chunk` elements per chunk."""
-        group = parent.create_group(field.name)
-        self._path = f"{parent.file.filename}: {group.name}"
-        self._dtype = np.dtype(field.dtype)
-        self._size = self._dtype.itemsize
-        self._chunk = chunk * self._size
+    def __init__(self, parent: Any, field: Field, chunk_bytes: int) -> None:
+        """A column in the h5py group `parent`. Without dtype in the field, the first values give it.
+
+        Nothing is written yet: the column is created by `create` or by the first append.
+        """
+        self._parent = parent
+        self._field = field
+        self._path = f"{parent.file.filename}: {parent.name}/{field.name}"
+        self._chunk = chunk_bytes
+        self._dtype: np.dtype[Any] | None = None
+        self._size = 1
         self._start = 0  # elements in `values`
-        self._buffer = (
-            bytearray()
-        )  # elements after them, fewer than a chunk (an append is five times as fast as with numpy)
+        self._buffer = bytearray()  # elements after them, less than a chunk; several times as fast as a numpy buffer
         self._flushed = (0, 0)
-        self._values = group.create_dataset(
-            "values", (0,), self._dtype, maxshape=(None,), chunks=(chunk,), **compression(self._dtype)
-        )
-        # Written at once: its place in the file is then fixed, and no later flush can lack the room for it.
-        self._tail = group.create_dataset("tail", data=np.zeros(chunk, self._dtype))
-        self._range = group.create_dataset("tail_range", data=np.zeros(2, np.int64))
-        describe(self._values, field.units, field.description)
-        describe(self._tail, field.units, "newest elements of the column, at the positions tail_range; see values")
-        describe(self._range, "", "positions of the first element of the tail and after its last: the column's length")
+
+    def create(self, dtype: npt.DTypeLike) -> None:
+        """Create the datasets, empty."""
+        dtype = np.dtype(dtype)
+        length = self._chunk // dtype.itemsize
+        units = self._field.units
+        with storage_errors(self._path):
+            group = self._parent.create_group(self._field.name)
+            self._values = group.create_dataset(
+                "values", (0,), dtype, maxshape=(None,), chunks=(length,), **compression(dtype)
+            )
+            # Written at once: its place in the file is then fixed, and no later flush can lack the room for it.
+            self._tail = group.create_dataset("tail", data=np.zeros(length, dtype))
+            self._range = group.create_dataset("tail_range", data=np.zeros(2, np.int64))
+            describe(self._values, units, self._field.description)
+            describe(self._tail, units, "newest elements of the column, at the positions tail_range; see values")
+            describe(self._range, "", "positions of the tail's first element and after its last: the column's length")
+        self._chunk = length * dtype.itemsize
+        self._size = dtype.itemsize
+        self._dtype = dtype
 
     def __len__(self) -> int:
         return self._start + len(self._buffer) // self._size
@@ -124,14 +137,20 @@ class Column:
 
         Raises StorageError on another dtype, or where a full chunk cannot be written (then the array has been taken).
         """
-        if values.dtype != self._dtype:
-            raise StorageError(f"{self._path} holds {self._dtype}, got {values.dtype}: a column never changes its type")
+        if values.dtype is not self._dtype:
+            self._check_dtype(values.dtype)
         buffer = self._buffer
         position = self._start + len(buffer) // self._size
         buffer += values.tobytes()
         if len(buffer) >= self._chunk:
             self._settle_chunks()
         return position
+
+    def _check_dtype(self, dtype: np.dtype[Any]) -> None:
+        if self._dtype is None:
+            self.create(self._field.dtype or dtype)
+        if dtype != self._dtype:
+            raise StorageError(f"{self._path} holds {self._dtype}, got {dtype}: a column never changes its type")
 
     def settle(self) -> None:
         """Move what is left into `values`, for good: before the file is closed."""
@@ -170,8 +189,11 @@ class Column:
 class Table:
     """Writes columns of one length, row by row."""
 
-    def __init__(self, group: Any, fields: Sequence[Field], chunk: int) -> None:
-        self._columns = {field.name: Column(group, field, chunk) for field in fields}
+    def __init__(self, group: Any, fields: Sequence[Field], rows: int) -> None:
+        """Create columns in the h5py group `group`, with `rows` elements per chunk."""
+        self._columns = {field.name: Column(group, field, rows * np.dtype(field.dtype).itemsize) for field in fields}
+        for field, column in zip(fields, self.columns, strict=True):
+            column.create(field.dtype)
         self._dtype = np.dtype([(field.name, field.dtype) for field in fields])
         self._pack = struct.Struct("<" + "".join(_struct_code(np.dtype(field.dtype)) for field in fields)).pack
         self._first = 0  # rows in the columns

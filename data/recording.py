@@ -35,6 +35,7 @@ class RecordingTester(ArrayTester):
         self._tester = tester
         self._writer = writer
         self._dac_dtype = np.dtype(tester.capabilities().dac_dtype)
+        self._append = {name: column.append for name, column in writer.streams.items()}
         for region in tester.regions():
             writer.region(region)
 
@@ -110,6 +111,9 @@ class RecordingTester(ArrayTester):
         self._log_wait(seconds, receipt)
         return receipt
 
+    def time_ns(self) -> int:
+        return self._tester.time_ns()
+
     def safe_state(self) -> None:
         self._tester.safe_state()
 
@@ -117,24 +121,24 @@ class RecordingTester(ArrayTester):
         self._tester.close()
 
     def _log_read(self, cells: Cells, readings: Readings | None) -> None:
-        writer = self._writer
-        offset = writer.stream("read/array", cells.array)
-        writer.stream("read/row", cells.row)
-        writer.stream("read/column", cells.column)
+        append = self._append
+        offset = append["read/array"](cells.array)
+        append["read/row"](cells.row)
+        append["read/column"](cells.column)
         done = output = 0
         if readings is not None:
-            done, output = len(readings.codes), writer.stream("read/codes", readings.codes)
-        writer.operation(Operation.READ, len(cells), offset, readings, done, output_offset=output)
+            done, output = len(readings.codes), append["read/codes"](readings.codes)
+        self._writer.operation(Operation.READ, len(cells), offset, readings, done, output_offset=output)
 
     def _log_mvm(self, kind: Operation, region: Region, vectors: Vectors, gain: int, readings: Readings | None) -> None:
-        writer = self._writer
+        append = self._append
         codes = vectors.codes
-        offset = writer.stream("mvm/inputs", codes if codes.dtype == self._dac_dtype else codes.astype(self._dac_dtype))
-        scales = writer.stream("mvm/scales", vectors.scale)
+        offset = append["mvm/inputs"](codes if codes.dtype == self._dac_dtype else codes.astype(self._dac_dtype))
+        scales = append["mvm/scales"](vectors.scale)
         done = output = 0
         if readings is not None:
-            done, output = len(readings.codes), writer.stream("mvm/outputs", readings.codes)
-        writer.operation(
+            done, output = len(readings.codes), append["mvm/outputs"](readings.codes)
+        self._writer.operation(
             kind,
             len(codes),
             offset,
@@ -147,20 +151,22 @@ class RecordingTester(ArrayTester):
         )
 
     def _log_program(self, pulses: PulseBatch, receipt: Receipt | None) -> None:
-        writer = self._writer
-        offset = writer.stream("program/array", pulses.cells.array)
-        writer.stream("program/row", pulses.cells.row)
-        writer.stream("program/column", pulses.cells.column)
-        writer.stream("program/counts", pulses.counts)
+        append = self._append
+        offset = append["program/array"](pulses.cells.array)
+        append["program/row"](pulses.cells.row)
+        append["program/column"](pulses.cells.column)
+        append["program/counts"](pulses.counts)
         done = receipt.done if receipt else 0
-        writer.operation(pulses.kind, len(pulses.counts), offset, receipt, done, shape=writer.shape(pulses.shape))
+        self._writer.operation(
+            pulses.kind, len(pulses.counts), offset, receipt, done, shape=self._writer.shape(pulses.shape)
+        )
 
     def _log_update(self, region: Region, trains: PulseTrains, receipt: Receipt | None) -> None:
-        writer = self._writer
-        offset = writer.stream("update/trains", trains.rows)
-        writer.stream("update/trains", trains.columns)
+        append = self._append
+        offset = append["update/trains"](trains.rows)
+        append["update/trains"](trains.columns)
         done = receipt.done if receipt else 0
-        writer.operation(
+        self._writer.operation(
             Operation.UPDATE,
             len(trains.rows),
             offset,
@@ -171,5 +177,5 @@ class RecordingTester(ArrayTester):
         )
 
     def _log_wait(self, seconds: float, receipt: Receipt | None) -> None:
-        offset = self._writer.stream("wait/seconds", np.array([seconds]))
+        offset = self._append["wait/seconds"](np.array([seconds]))
         self._writer.operation(Operation.WAIT, 1, offset, receipt, receipt.done if receipt else 0)

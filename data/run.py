@@ -142,13 +142,11 @@ class Run:
 
     @cached_property
     def counts(self) -> dict[str, int]:
-        """Operations by kind; of a run that stopped, also what it counted itself."""
-        stored = self._stop("counts")
-        if stored is not None:
-            with self._reading("stop/counts"):
-                return dict(json.loads(stored))
+        """The logged operations by kind, such as "mvm_forward"; of a run that stopped, also what it counted itself."""
         kinds = np.bincount(self.operations["kind"][: self.operations.rows], minlength=max(Operation) + 1)
-        return {kind.name.lower(): int(kinds[kind]) for kind in Operation}
+        by_kind = {kind.name.lower(): int(kinds[kind]) for kind in Operation}
+        with self._reading("stop/counts"):
+            return {**by_kind, **json.loads(self._stop("counts") or "{}")}
 
     @cached_property
     def metrics(self) -> dict[str, Values]:

@@ -137,17 +137,17 @@ class RunWriter:
         self.path = path
         self._file = file
         self._closed = False
-        self._streams: dict[str, Column] = {}
         self._shapes: dict[PulseShape, int] = {}
         self._readings: dict[tuple[int, int], tuple[str, float, int, np.dtype[Any]]] = {}
-        self._counts = [0] * (max(Operation) + 1)
         self._flushed_ns = time.time_ns()
         self._write_start(start)
+        self.streams = {name: _stream(file, field) for name, field in STREAMS.items()}
+        """The columns of STREAMS, to append payload to."""
         file.create_group("regions")
         file.create_group("snapshots")
         self._shape_table = Table(file.create_group("shapes"), SHAPES, SMALL_CHUNK)
         self._reading_table = Table(file.create_group("readings"), READINGS, SMALL_CHUNK)
-        self._messages = Table(file.create_group("messages"), MESSAGES, SMALL_CHUNK)
+        self._messages = Table(file["messages"], MESSAGES, SMALL_CHUNK)
         self._metrics: Table | None = None
         self._metric_types: dict[str, str] = {}
         self._operations = Table(file.create_group("operations"), OPERATIONS, OPERATION_CHUNK)
@@ -191,13 +191,6 @@ class RunWriter:
                 _write_block(group.create_group(str(number)), block)
         self.flush()  # it must be there before the rows that name it
 
-    def stream(self, name: str, values: Values) -> int:
-        """Append to a stream of STREAMS and return the position of the first element."""
-        column = self._streams.get(name)
-        if column is None:
-            column = self._create_stream(name, values.dtype)
-        return column.append(values)
-
     def operation(
         self,
         kind: Operation,
@@ -222,9 +215,13 @@ class RunWriter:
             op_id, kind, status, time_ns, now, region, gain, shape, polarity,
             count, done, saturated, offset, output_offset, scale_offset,
         )  # fmt: skip
-        self._counts[kind] += 1
         if not 0 <= now - self._flushed_ns < FLUSH_NS:  # the clock may have been set back
             self.flush()
+
+    @property
+    def operations(self) -> int:
+        """Operations logged so far."""
+        return len(self._operations)
 
     def shape(self, shape: PulseShape) -> int:
         """The row of a pulse shape in shapes."""
@@ -250,7 +247,7 @@ class RunWriter:
     def message(self, text: str) -> None:
         """Log a warning or diagnosis with the time of day."""
         data = np.frombuffer(text.encode(errors="replace"), np.uint8)
-        self._messages.append(time.time_ns(), self.stream("messages/text", data), len(data))
+        self._messages.append(time.time_ns(), self.streams["messages/text"].append(data), len(data))
 
     def metrics(self, values: Mapping[str, float], units: Mapping[str, str]) -> None:
         """Log one row, usually an epoch: numbers by name, with the same names and types each time. Flushes.
@@ -297,7 +294,7 @@ class RunWriter:
         self._flushed_ns = time.time_ns()
 
     def close(self, exit_status: str, counts: Mapping[str, int]) -> None:
-        """Write the stop, with `counts` added to those of the operations, and close the file. Idempotent."""
+        """Write the stop, with what the run counted, and close the file. Idempotent."""
         if self._closed:
             return
         self._closed = True
@@ -307,14 +304,14 @@ class RunWriter:
                 for column in self._columns():
                     column.settle()
                 self.flush()
-                self._write_stop(exit_status, {**self._operation_counts(), **counts})
+                self._write_stop(exit_status, counts)
         finally:
             with storage_errors(str(self.path)):
                 self._file.close()
 
     def _columns(self) -> Iterator[Column]:
         """All columns, those of the operations last: once a row is in the file, all that it names is there too."""
-        yield from self._streams.values()
+        yield from self.streams.values()
         for table in (self._shape_table, self._reading_table, self._messages, self._metrics, self._operations):
             if table is not None:
                 yield from table.columns
@@ -323,16 +320,6 @@ class RunWriter:
         for table in (self._shape_table, self._reading_table, self._messages, self._metrics, self._operations):
             if table is not None:
                 table.sort()
-
-    def _create_stream(self, name: str, dtype: np.dtype[Any]) -> Column:
-        field = STREAMS[name]
-        parent, _, leaf = name.partition("/")
-        dtype = np.dtype(field.dtype or dtype)
-        with storage_errors(str(self.path)):
-            group = self._file.require_group(parent)
-            column = Column(group, replace(field, name=leaf, dtype=dtype.str), CHUNK_BYTES // dtype.itemsize)
-        self._streams[name] = column
-        return column
 
     def _write_start(self, start: Start) -> None:
         kind = start.identity.kind if start.identity else "none"
@@ -355,10 +342,12 @@ class RunWriter:
         group = self._file.create_group("stop")
         _write_text(group, "utc", _utc(), "when the run stopped")
         _write_text(group, "exit_status", exit_status, "how the run stopped")
-        _write_text(group, "counts", json.dumps(counts), "operations by kind, and what the run counted (JSON)")
+        _write_text(group, "counts", json.dumps(counts), "what the run counted (JSON)")
 
-    def _operation_counts(self) -> dict[str, int]:
-        return {kind.name.lower(): self._counts[kind] for kind in Operation}
+
+def _stream(file: Any, field: Field) -> Column:
+    parent, _, name = field.name.partition("/")
+    return Column(file.require_group(parent), replace(field, name=name), CHUNK_BYTES)
 
 
 def _utc() -> str:

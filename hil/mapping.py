@@ -73,7 +73,9 @@ class Floorplan:
                 lines = self._free_columns(array)
                 width = min(len(lines) // 2, columns - column_offset)
                 if width == 0 or height == 0:
-                    raise self._too_small(rows, columns, f"{2 * columns} columns for each {usable} of its rows", "too few are left")
+                    raise self._too_small(
+                        rows, columns, f"{2 * columns} columns for each {usable} of its rows", "too few are left"
+                    )
                 used = lines[: 2 * width]
                 self._next[array] = int(used[-1]) + 1
                 yield self._block(array, self._good_rows(array)[:height], used, row_offset, column_offset)

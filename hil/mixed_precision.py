@@ -12,10 +12,8 @@ import torch
 from torch import Tensor
 
 from hil import kernels
-from hil.instruments.tester import ArrayTester
 from hil.layers import AnalogWeight
 from hil.protocols.errors import DivergedError, InputError
-from hil.protocols.messages import PulseBatch
 
 GRANULARITY = 0.096
 """epsilon, in device units of 8 uS: what one SET pulse changes on average. FOUND (quoted from Nandakumar 2020)."""
@@ -57,25 +55,28 @@ class _Layer:
         self.suspects = np.zeros(chi.numel(), np.bool_)  # pairs to be measured at the next refresh check
         self.counts = LayerCounts()
 
-    def crossings(self, rate: float, granularity: float, most: int) -> PulseBatch | None:
-        """Take the gradient into chi; the pulses that this asks for."""
+    def update(self, lr: float, granularity: float, max_pulses: int | None) -> None:
+        """Take the gradient into chi and send the pulses that this asks for."""
         weight = self.weight
         if not weight.factors:
-            return None
-        x, delta = weight.factors[0] if len(weight.factors) == 1 else map(np.concatenate, zip(*weight.factors, strict=True))
+            return
+        x, delta = (
+            weight.factors[0] if len(weight.factors) == 1 else map(np.concatenate, zip(*weight.factors, strict=True))
+        )
         weight.factors.clear()
-        rate /= weight.pairs.scale
-        count = kernels.accumulate(self.chi, x, delta, rate, granularity, most, self.index, self.pulses)
+        rate = lr / weight.pairs.scale  # chi is in device units
+        count = kernels.accumulate(
+            self.chi, x, delta, rate, granularity, max_pulses or MOST_PULSES, self.index, self.pulses
+        )
         if count == kernels.NOT_FINITE:
             raise DivergedError("a gradient is not finite: training has diverged; lower the rate")
-        if not count:
-            return None
-        index, pulses = self.index[:count].copy(), self.pulses[:count]
-        self.suspects[index] = True
-        weight.products.changed(index)
-        self.counts.crossings += count
-        self.counts.set_pulses += int(np.abs(pulses).sum())
-        return weight.pairs.set_pulses(index, pulses)
+        if count:
+            index, pulses = self.index[:count].copy(), self.pulses[:count]
+            self.suspects[index] = True
+            self.counts.crossings += count
+            self.counts.set_pulses += int(np.abs(pulses).sum())
+            weight.pairs.pulse(index, pulses)
+            weight.products.changed(index)
 
     def refresh(self, rule: Refresh) -> None:
         """Measure the suspects and rewrite those that have run out of range; chi is left as it is."""
@@ -138,6 +139,11 @@ class MixedPrecisionSGD(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self.take_gradients()
+        return loss
+
+    def take_gradients(self) -> None:
+        """What `step` does, without torch's bookkeeping around it."""
         images = max((sum(len(x) for x, _ in layer.weight.factors) for layer in self._layer_of.values()), default=0)
         self._update()
         self._since_refresh += images
@@ -145,19 +151,11 @@ class MixedPrecisionSGD(torch.optim.Optimizer):
             self._since_refresh = 0
             for layer in self._layer_of.values():
                 layer.refresh(self.refresh)
-        return loss
 
     def _update(self) -> None:
-        most = self.max_pulses or MOST_PULSES
-        asked: dict[ArrayTester, list[PulseBatch]] = {}
         for group in self.param_groups:
             for parameter in group["params"]:
                 if isinstance(parameter, AnalogWeight):
-                    layer = self._layer_of[parameter]
-                    batch = layer.crossings(group["lr"], self.granularity, most)
-                    if batch is not None:
-                        asked.setdefault(parameter.pairs.tester, []).append(batch)
+                    self._layer_of[parameter].update(group["lr"], self.granularity, self.max_pulses)
                 elif parameter.grad is not None:
                     parameter.add_(parameter.grad, alpha=-group["lr"])
-        for tester, batches in asked.items():
-            tester.program(PulseBatch.concatenate(batches))

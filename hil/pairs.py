@@ -32,13 +32,14 @@ class DifferentialPairs:
         self._capabilities = tester.capabilities()
         self._staircase = np.array(self._capabilities.staircase, np.float32)
         self.sent = {Operation.SET: 0, Operation.RESET: 0}  # pulses so far
+        self.at_limit = 0  # of these, pulses that met an end of the conductance range, as far as the tester can tell
 
     def __len__(self) -> int:
         return self.shape[0] * self.shape[1]
 
-    def set_pulses(self, index: Index, pulses: Index) -> PulseBatch | None:
-        """SET pulses that raise (positive) or lower (negative) weights by steps; None if there is nothing to send."""
-        return self._batch(Operation.SET, index + len(self) * (pulses < 0), np.abs(pulses))
+    def pulse(self, index: Index, pulses: Index) -> None:
+        """Send SET pulses, blind, that raise (positive) or lower (negative) weights by steps; stuck devices get none."""
+        self._send(Operation.SET, index + len(self) * (pulses < 0), np.abs(pulses))
 
     def measure(self, index: Index) -> tuple[F32, F32]:
         """One reading of G+ and G- (S) of each named weight."""
@@ -53,7 +54,7 @@ class DifferentialPairs:
         if not len(self._staircase):
             raise InputError("the tester knows no staircase (capabilities), so weights cannot be written open loop")
         devices = np.concatenate([index, index + len(self)])
-        self._send(self._batch(Operation.RESET, devices, np.ones(len(devices), np.int64)))
+        self._send(Operation.RESET, devices, np.ones(len(devices), np.int64))
         plus, minus = np.maximum(difference, 0), np.maximum(-difference, 0)
         if self._stuck[devices].any():
             g_plus, g_minus = self.measure(index)
@@ -61,21 +62,18 @@ class DifferentialPairs:
             plus = np.where(down, difference + g_minus, plus)
             minus = np.where(up, g_plus - difference, minus)
         middles = (self._staircase[1:] + self._staircase[:-1]) / 2 - self._staircase[0]
-        self._send(self._batch(Operation.SET, devices, np.searchsorted(middles, np.concatenate([plus, minus]))))
+        self._send(Operation.SET, devices, np.searchsorted(middles, np.concatenate([plus, minus])))
 
-    def _batch(self, kind: Operation, devices: Index, counts: Index) -> PulseBatch | None:
-        """Pulses for the devices that need some and can take them."""
+    def _send(self, kind: Operation, devices: Index, counts: Index) -> None:
+        """Pulse the devices that need it and can take it, once, whatever comes back."""
         keep = counts > 0
         if self._any_stuck:
             keep &= ~self._stuck[devices]
         if not keep.all():
             devices, counts = devices[keep], counts[keep]
         if not len(devices):
-            return None
+            return
         shape = self._capabilities.set_pulse if kind == Operation.SET else self._capabilities.reset_pulse
+        receipt = self.tester.program(PulseBatch(self._devices[devices], kind, counts.astype(np.uint16), shape))
         self.sent[kind] += int(counts.sum())
-        return PulseBatch(self._devices[devices], kind, counts.astype(np.uint16), shape)
-
-    def _send(self, batch: PulseBatch | None) -> None:
-        if batch is not None:
-            self.tester.program(batch)
+        self.at_limit += receipt.saturated

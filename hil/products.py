@@ -8,7 +8,7 @@ import numpy.typing as npt
 from hil import kernels
 from hil.pairs import UNIT, DifferentialPairs, Index
 from hil.protocols.errors import DivergedError, InputError
-from hil.protocols.messages import Direction, MvmMode, Readout, Vectors
+from hil.protocols.messages import Capabilities, Direction, MvmMode, Readout, Vectors
 
 F32 = npt.NDArray[np.float32]
 
@@ -50,17 +50,18 @@ class AnalogProducts(Products):
         self._single = self._capabilities.readout == Readout.SINGLE
         self._columns = pairs.shape[1]
         c = self._capabilities
-        weight_per_ampere = pairs.scale / (UNIT * c.read_voltage)
-        self._factor = weight_per_ampere * c.dac_top
+        self._factor = weight_per_ampere(pairs.scale, c) * c.dac_top
         self._gain = {
-            Direction.FORWARD: self._gain_for(forward_range / weight_per_ampere),
-            Direction.BACKWARD: self._gain_for(backward_range / weight_per_ampere),
+            Direction.FORWARD: gain_for(forward_range, pairs.scale, c),
+            Direction.BACKWARD: gain_for(backward_range, pairs.scale, c),
         }
         width = 2 if self._single else 1
         self._forward_places = np.array(
             [(block.column_offset // width, len(block.columns) // width) for block in self._region.blocks], np.int64
         )
-        self._backward_places = np.array([(block.row_offset, len(block.rows)) for block in self._region.blocks], np.int64)
+        self._backward_places = np.array(
+            [(block.row_offset, len(block.rows)) for block in self._region.blocks], np.int64
+        )
         self._rows = pairs.shape[0]
         self.saturated = dict.fromkeys(Direction, 0)
         self.converted = dict.fromkeys(Direction, 0)
@@ -92,14 +93,25 @@ class AnalogProducts(Products):
         kernels.combine(readings.codes, places, pairwise, readings.scale * self._factor, scale, out)
         return out
 
-    def _gain_for(self, full_scale: float) -> int:
-        ranges = np.array(self._capabilities.mvm_ranges)
-        enough = np.flatnonzero(ranges >= full_scale * (1 - 1e-9))
-        if not len(enough):
-            raise InputError(
-                f"an output of {full_scale:.3g} A is beyond the tester's largest range of {ranges[-1]:.3g} A; lower the layer's range"
-            )
-        return int(enough[0])
+
+def gain_for(output: float, scale: float, capabilities: Capabilities) -> int:
+    """The smallest converter range that covers `output` weight units per unit of input, for a layer of this scale.
+
+    Raises `InputError` if there is none.
+    """
+    full_scale = output / weight_per_ampere(scale, capabilities)
+    enough = np.flatnonzero(np.array(capabilities.mvm_ranges) >= full_scale * (1 - 1e-9))
+    if not len(enough):
+        most = capabilities.mvm_ranges[-1] * weight_per_ampere(scale, capabilities)
+        raise InputError(
+            f"outputs of {output:g} weight units are beyond the tester's largest range of {most:g}; lower the layer's range"
+        )
+    return int(enough[0])
+
+
+def weight_per_ampere(scale: float, capabilities: Capabilities) -> float:
+    """Weight units of output per A, at full-scale input, for a layer of this scale."""
+    return scale / (UNIT * capabilities.read_voltage)
 
 
 class HostProducts(Products):
@@ -156,7 +168,9 @@ class HostProducts(Products):
 
 def not_finite(direction: Direction) -> DivergedError:
     """The error for a vector that no converter can take."""
-    return DivergedError(f"a {direction.name.lower()} product was asked of a vector that is not finite: training has diverged; lower the rate")
+    return DivergedError(
+        f"a {direction.name.lower()} product was asked of a vector that is not finite: training has diverged; lower the rate"
+    )
 
 
 def products(pairs: DifferentialPairs, forward_range: float, backward_range: float, reread_images: int) -> Products:
@@ -164,5 +178,3 @@ def products(pairs: DifferentialPairs, forward_range: float, backward_range: flo
     if pairs.tester.capabilities().mvm == MvmMode.ANALOG:
         return AnalogProducts(pairs, forward_range, backward_range)
     return HostProducts(pairs, reread_images)
-
-

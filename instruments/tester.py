@@ -65,6 +65,10 @@ class ArrayTester(ABC):
         """Let device time pass (drift)."""
 
     @abstractmethod
+    def time_ns(self) -> int:
+        """Device time at the end of the last operation; asks nothing of the array."""
+
+    @abstractmethod
     def safe_state(self) -> None:
         """Ground every line. Idempotent, and allowed at any time."""
 

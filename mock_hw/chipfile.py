@@ -36,7 +36,7 @@ def save(path: Path, firmware: Firmware, identity: Identity) -> None:
 
 
 def load(path: Path) -> tuple[Firmware, str, str]:
-    """The firmware with its chip, the chip's model name and its id. Raises `InputError` for a file that holds no chip."""
+    """The firmware with its chip, the chip's model name and id. Raises `InputError` for a file that holds no chip."""
     try:
         with h5py.File(path, "r") as file:
             if file.attrs.get("format") != FORMAT:

@@ -152,11 +152,11 @@ class Firmware:
     def _check_block(self, block: Block) -> None:
         c = self.capabilities
         partners = np.empty(0, np.uint16) if block.partners is None else block.partners
-        needed = 0 if c.readout == Readout.SINGLE else len(block.columns)
-        if len(partners) != needed:
-            raise LimitError(
-                f"a block of {len(block.columns)} columns has {len(partners)} partner lines; {c.readout} readout takes {needed}"
-            )
+        if (block.partners is None) != (c.readout == Readout.SINGLE):
+            need = "no" if block.partners is not None else "a"
+            raise LimitError(f"readout is {c.readout}: a block needs {need} partner line per column")
+        if block.partners is not None and len(partners) != len(block.columns):
+            raise LimitError(f"{len(block.columns)} columns have {len(partners)} partner lines")
         lines = np.concatenate([block.columns, partners])
         for name, index, count in (("row", block.rows, c.rows), ("column", lines, c.columns)):
             if not len(index) or index.max() >= count or len(np.unique(index)) != len(index):

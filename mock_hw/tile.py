@@ -1,4 +1,4 @@
-"""One block of a region as the twin keeps it: weights and noise ready for products, drift evaluated when it has moved."""
+"""One block of a region in the twin: weights and noise ready for products, drift evaluated when it has moved."""
 
 import math
 

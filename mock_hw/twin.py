@@ -64,6 +64,9 @@ class TwinTester(ArrayTester):
         firmware = self._open()
         return firmware.wait(firmware.last_op_id + 1, seconds)
 
+    def time_ns(self) -> int:
+        return self._firmware.chip.now_ns
+
     def safe_state(self) -> None:
         """A twin has no lines to ground."""
 

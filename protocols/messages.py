@@ -214,15 +214,6 @@ class PulseBatch:
     def __getitem__(self, part: slice) -> "PulseBatch":
         return PulseBatch(self.cells[part], self.kind, self.counts[part], self.shape)
 
-    @classmethod
-    def concatenate(cls, parts: "Sequence[PulseBatch]") -> "PulseBatch":
-        """One batch from several of the same kind and shape."""
-        first = parts[0]
-        if len(parts) == 1:
-            return first
-        cells = Cells.concatenate([part.cells for part in parts])
-        return cls(cells, first.kind, np.concatenate([part.counts for part in parts]), first.shape)
-
 
 @dataclass(frozen=True, slots=True)
 class Block:

@@ -1,0 +1,71 @@
+"""Choose a tester by its URI: the one place that knows all of them."""
+
+from pathlib import Path
+from urllib.parse import parse_qsl
+
+import numpy as np
+
+from hil.instruments.batching import BatchingTester
+from hil.instruments.tester import ArrayTester
+from hil.mock_hw import chipfile
+from hil.mock_hw.array import Chip
+from hil.mock_hw.chips import named_chip
+from hil.mock_hw.firmware import Firmware
+from hil.mock_hw.twin import TwinTester
+from hil.protocols.errors import InputError
+
+DEFAULT_CHIP = "pcm-analog"
+
+
+def open_tester(uri: str = "twin:", seed: int | np.random.SeedSequence = 1) -> ArrayTester:
+    """A tester that takes batches of any size.
+
+    `twin:` or `twin:NAME` is a new software chip made with `seed`; `twin:FILE.h5` a chip that is kept in a file, which
+    `twin:FILE.h5?chip=NAME` makes if it is not there. `?key=value&...` sets `seed` and parameters of a new chip, as in
+    `twin:pcm-analog?drift=off&arrays=4`. Raises `InputError` for what is unknown.
+    """
+    return BatchingTester(connect(uri, seed))
+
+
+def connect(uri: str, seed: int | np.random.SeedSequence) -> ArrayTester:
+    """The tester itself, with its limit on batches; see `open_tester`."""
+    scheme, colon, rest = uri.partition(":")
+    if scheme != "twin" or not colon:
+        raise InputError(f"unknown tester {uri!r}; there are twin:NAME, and twin:FILE.h5 for a chip kept in a file")
+    name, _, query = rest.partition("?")
+    try:
+        changes = dict(parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query)))
+    except ValueError as error:
+        raise InputError(f"tester {uri!r}: after the question mark, key=value&key=value is expected") from error
+    if name.endswith(".h5"):
+        return _kept_chip(Path(name), changes, seed)
+    return _new_chip(name or DEFAULT_CHIP, changes, seed, None)
+
+
+def _kept_chip(path: Path, changes: dict[str, str], seed: int | np.random.SeedSequence) -> ArrayTester:
+    if path.exists():
+        if changes:
+            raise InputError(
+                f"{path} holds a chip already, so {', '.join(changes)} cannot be set; leave them away or name another file"
+            )
+        firmware, model, chip_id = chipfile.load(path)
+        return TwinTester(firmware, model, chip_id, path)
+    if "chip" not in changes:
+        raise InputError(f"no chip at {path}; twin:{path}?chip={DEFAULT_CHIP} makes a new one there")
+    if not path.parent.is_dir():
+        raise InputError(f"no folder {path.parent} for a new chip {path.name}")
+    return _new_chip(changes.pop("chip"), changes, seed, path)
+
+
+def _new_chip(name: str, changes: dict[str, str], seed: int | np.random.SeedSequence, path: Path | None) -> ArrayTester:
+    if "seed" in changes:
+        seed = _seed(changes.pop("seed"))
+    sequence = seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
+    firmware = Firmware(Chip(named_chip(name, changes), sequence))
+    return TwinTester(firmware, name, f"{name}-{sequence.generate_state(1)[0]:08x}", path)
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        raise InputError(f"seed={text!r} of a tester: expected a whole number of at least 0")
+    return int(text)

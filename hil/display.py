@@ -1,0 +1,138 @@
+"""What a person sees in the terminal: progress while a run goes on, tables at its end."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from statistics import mean
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from hil.campaign import standard_error
+from hil.config import Settings
+from hil.train import Job, Result
+
+
+class Display:
+    """Shows a run's progress on standard error, so that standard output is left to the results."""
+
+    def __init__(self, quiet: bool) -> None:
+        self._console = Console(stderr=True, quiet=False)
+        self._quiet = quiet
+        self._progress = _bar(self._console, disable=quiet)
+        self._task = self._progress.add_task("")
+        self._began = 0
+
+    @contextmanager
+    def run(self, job: Job) -> Iterator[None]:
+        """While a run is made."""
+        settings = job.settings
+        tester = "floating point" if settings.system == "float" else settings.tester
+        if not self._quiet:
+            self._console.print(
+                f"[bold]{job.experiment}[/] on {tester}, seed {settings.seed} -> {job.out}", highlight=False
+            )
+        self._progress = _bar(self._console, disable=self._quiet)
+        with self._progress:
+            yield
+
+    def begin(self, images: int, epochs: int) -> None:
+        """Training begins."""
+        fields = {"accuracy": "", "pulses": "", "rate": ""}
+        self._task = self._progress.add_task("training", total=images * epochs, **fields)  # type: ignore[arg-type]
+
+    def progress(self, images: int, running_accuracy: float, pulses: int, refreshes: int) -> None:
+        """So far."""
+        speed = self._progress.tasks[self._task].speed
+        self._progress.update(
+            self._task,
+            completed=images,
+            accuracy=f"{running_accuracy:6.1%}",
+            pulses=f"{pulses} pulses, {refreshes} refreshes",
+            rate=f"{speed:.0f} images/s" if speed else "",
+        )
+
+    def epoch(self, number: int, test_accuracy: float) -> None:
+        """An epoch has been evaluated."""
+        if not self._quiet:
+            self._progress.console.print(f"epoch {number}: test accuracy {test_accuracy:.2%}", highlight=False)
+
+    def finding(self, text: str) -> None:
+        """The run goes wrong."""
+        self._progress.console.print(f"[yellow]Warning:[/] {text}", highlight=False)
+
+
+def _bar(console: Console, disable: bool) -> Progress:
+    return Progress(
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TextColumn("{task.fields[accuracy]}"),
+        TextColumn("{task.fields[pulses]}"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=disable,
+        transient=True,
+    )
+
+
+def experiment_table(found: Mapping[str, Settings]) -> None:
+    """Name, what it is, what it reproduces."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name in ("experiment", "what it is", "what it reproduces"):
+        table.add_column(name)
+    for name, settings in found.items():
+        table.add_row(name, settings.description, settings.reproduces)
+    Console().print(table)
+
+
+def result_table(results: Sequence[Result]) -> None:
+    """A column per run; the mean with its standard error if there are several."""
+    rows: dict[str, list[str]] = {
+        "seed": [str(result.seed) for result in results],
+        "test accuracy": [f"{result.test_accuracy:.2%}" for result in results],
+        "epochs": [str(result.epochs) for result in results],
+        "images per second": [f"{result.images_per_second:.0f}" for result in results],
+        "image period": [f"{result.image_period:.3g} s" for result in results],
+        "weights": [f"{result.weights:,}" for result in results],
+        "devices": [f"{result.devices:,}" for result in results],
+        "SET pulses": [f"{result.set_pulses:,}" for result in results],
+        "RESET pulses": [f"{result.reset_pulses:,}" for result in results],
+        "pairs refreshed": [f"{result.refreshes:,}" for result in results],
+        "operations": [f"{result.operations:,}" for result in results],
+        "warnings": [str(len(result.findings)) for result in results],
+        "run file": [result.run for result in results],
+    }
+    first = results[0]
+    _print_rows(f"{first.experiment}, {first.system}, {first.tester}", rows)
+    error = standard_error([result.test_accuracy for result in results])
+    if error is not None:
+        Console().print(
+            f"mean test accuracy {mean(r.test_accuracy for r in results):.2%} +- {error:.2%} (standard error)"
+        )
+
+
+def info_table(found: Mapping[str, Any]) -> None:
+    """What `runinfo.describe` found."""
+    rows = {key.replace("_", " "): [str(value)] for key, value in found.items() if not isinstance(value, dict | list)}
+    _print_rows(str(found["run"]), rows)
+    if found["metrics"]:
+        table = Table(box=None, padding=(0, 2, 0, 0))
+        names = ("epoch", "lr", "loss", "train_accuracy", "test_accuracy", "set_pulses", "refreshes")
+        for name in names:
+            table.add_column(name.replace("_", " "), justify="right")
+        for row in found["metrics"]:
+            table.add_row(*(f"{row[name]:.4g}" if isinstance(row[name], float) else str(row[name]) for name in names))
+        Console().print(table)
+    for text in found["messages"]:
+        Console().print(f"[yellow]Warning:[/] {text}", highlight=False)
+
+
+def _print_rows(title: str, rows: Mapping[str, Sequence[str]]) -> None:
+    table = Table(
+        title=title, title_justify="left", title_style="bold", show_header=False, box=None, padding=(0, 2, 0, 0)
+    )
+    for name, values in rows.items():
+        table.add_row(name, *values)
+    Console().print(table)

@@ -1,0 +1,77 @@
+"""One training step and one evaluation, through torch's graph or without it."""
+
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from hil.feedforward import FeedForward
+from hil.mixed_precision import MixedPrecisionSGD
+from hil.products import F32
+
+
+class Passes(Protocol):
+    """What the loop asks of a network; the loss is half the sum of squares over outputs and batch."""
+
+    def train(self, images: F32, targets: F32) -> F32:
+        """Outputs (batch, classes) for images (batch, features), after which the weights have been updated."""
+
+    def evaluate(self, images: F32) -> F32:
+        """Outputs (batch, classes)."""
+
+
+class DirectPasses:
+    """For a plain stack of layers: no graph."""
+
+    def __init__(self, model: nn.Sequential, optimizer: MixedPrecisionSGD) -> None:
+        self._network = FeedForward(model)
+        self._optimizer = optimizer
+
+    def train(self, images: F32, targets: F32) -> F32:
+        outputs = self._network.forward(images)
+        self._network.backward(outputs - targets)
+        self._optimizer.take_gradients()
+        return outputs
+
+    def evaluate(self, images: F32) -> F32:
+        return self._network.forward(images)
+
+
+class AutogradPasses:
+    """For any torch module and optimizer."""
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self._model = model
+        self._optimizer = optimizer
+
+    def train(self, images: F32, targets: F32) -> F32:
+        self._optimizer.zero_grad()
+        outputs = self._model(torch.from_numpy(images))
+        loss = 0.5 * ((outputs - torch.from_numpy(targets)) ** 2).sum()
+        loss.backward()
+        self._optimizer.step()
+        result: F32 = outputs.detach().numpy()
+        return result
+
+    @torch.no_grad()
+    def evaluate(self, images: F32) -> F32:
+        result: F32 = self._model(torch.from_numpy(images)).numpy()
+        return result
+
+
+def passes(model: nn.Sequential, optimizer: torch.optim.Optimizer) -> Passes:
+    """The quickest way to train a model."""
+    if isinstance(optimizer, MixedPrecisionSGD) and FeedForward.supports(model):
+        return DirectPasses(model, optimizer)
+    return AutogradPasses(model, optimizer)
+
+
+def accuracy(network: Passes, images: F32, labels: npt.NDArray[np.int64], batch: int = 500) -> float:
+    """Fraction of images whose largest output is the right one."""
+    right = 0
+    for start in range(0, len(images), batch):
+        part = slice(start, start + batch)
+        right += int((network.evaluate(images[part]).argmax(1) == labels[part]).sum())
+    return right / len(images)

@@ -1,0 +1,37 @@
+"""What a run file holds, in short."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from hil.data.run import Run
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """State, configuration, tester, counts and metrics of a run file, JSON-able. Raises `InputError` for a file that is none."""
+    with Run.open(path) as run:
+        config, metrics = run.config, run.metrics
+        rows = [
+            dict(zip(metrics, row, strict=True))
+            for row in zip(*(values.tolist() for values in metrics.values()), strict=True)
+        ]
+        identity = run.identity
+        return {
+            "run": str(path),
+            "state": run.state,
+            "experiment": config["experiment"],
+            "system": config["system"],
+            "tester": "none" if identity is None else f"{identity.kind}: {identity.model}, chip {identity.chip}",
+            "data": config["data"],
+            "seed": config["seed"],
+            "epochs": f"{len(rows)} of {config['epochs']}",
+            "test_accuracy": rows[-1]["test_accuracy"] if rows else None,
+            "operations": run.operations.rows,
+            "bytes": path.stat().st_size,
+            "started": run.created_utc,
+            "identity": asdict(identity) if identity else {},
+            "config": config,
+            "counts": run.counts,
+            "metrics": rows,
+            "messages": [text for _, text in run.messages],
+        }
