@@ -22,11 +22,13 @@ from hil.instruments.tester import ArrayTester
 from hil.interrupt import Interrupt
 from hil.layers import AnalogLinear
 from hil.mixed_precision import MixedPrecisionSGD, Refresh
+from hil.mapping import floorplan
 from hil.network import analog_layers, build, check
 from hil.pace import Pace
 from hil.passes import Passes, accuracy, passes
 from hil.protocols.errors import InputError
 from hil.provenance import git_commit, host, versions
+from hil.stuck import all_cells, find_stuck
 from hil.tally import Tally
 
 MEMORY = 1000  # images over which the running accuracy is taken
@@ -98,6 +100,8 @@ def train(job: Job, observer: Observer) -> Result:
         check(settings, data.train_images.shape[1], data.classes, raw.capabilities())
     writer = RunWriter.create(job.out, _start(job, raw), job.overwrite)
     with _recorded(raw, writer) as (tester, ending):
+        if tester is not None and settings.scan_stuck:
+            floorplan(tester).avoid(find_stuck(tester, all_cells(tester)))
         model = build(settings, data.train_images.shape[1], data.classes, weight_seed, tester)
         training = Training(job, data, model, tester, writer, observer)
         training.run()

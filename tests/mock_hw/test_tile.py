@@ -1,0 +1,322 @@
+"""Products of a tile: lazy drift, age lists, noise on the outputs, converters; all against the plain sum over cells."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from scipy import stats
+
+from hil.mock_hw import physics, products
+from hil.mock_hw.array import Chip
+from hil.mock_hw.tile import DRIFT_BOUND, Tile, age_classes
+from hil.protocols.messages import Block, Cells, Direction, Operation, PulseBatch, Readout, Region
+
+MakeChip = Callable[..., Chip]
+Values = npt.NDArray[np.floating[Any]]
+FORWARD, BACKWARD = Direction.FORWARD, Direction.BACKWARD
+SIGMAS = 5
+RARE = 1e-5
+EXACT = 1e-4  # what single precision and whole nanoseconds add to a bound
+
+ROWS = np.array([7, 0, 63, 12, 13, 14, 40, 41], np.uint16)
+LINES = np.array([30, 2, 9, 31, 0, 17], np.uint16)
+SINGLE = Block(1, ROWS, LINES, None, 0, 0)
+PAIRS = Block(1, ROWS, LINES[:3], LINES[3:], 0, 0)
+DRIFTING: dict[str, dict[str, Any]] = {
+    "equal exponents": {},
+    "a steep exponent": {"nu": 0.12},
+    "spread exponents": {"nu_spread": 0.4},
+    "stuck cells": {"stuck_fraction": 0.2},
+}
+
+
+def tile_of(chip: Chip, block: Block) -> Tile:
+    p = chip.parameters
+    return Tile(block, p.rows, p.columns, chip.cells, chip.nu, chip.now_ns, p.cell)
+
+
+def device_cells(chip: Chip, block: Block) -> physics.I64:
+    """Places on the chip, (rows, columns) of the block's columns and then of its partners."""
+    lines = block.columns if block.partners is None else np.concatenate([block.columns, block.partners])
+    return (block.array * chip.parameters.rows + block.rows.astype(np.int64)[:, None]) * chip.parameters.columns + lines
+
+
+def exact(chip: Chip, block: Block) -> Values:
+    """Drifted conductances of a block's devices, without any shortcut."""
+    where = device_cells(chip, block)
+    g = chip.cells["conductance"][where].astype(np.float64)
+    if not chip.parameters.cell.drift:
+        return g
+    age = (chip.now_ns - chip.cells["pulsed_ns"][where]) * 1e-9
+    nu = chip.nu[where] if chip.nu.size > 1 else chip.nu[0]
+    return np.asarray(g * (np.maximum(age, 1e-6) / 38.6) ** -nu.astype(np.float64))
+
+
+def pulse_some(chip: Chip, rng: np.random.Generator, tiles: list[Tile]) -> None:
+    """Pulses on random cells of the whole chip and, more often, of the tested lines; some cells twice."""
+    p, count = chip.parameters, int(rng.integers(1, 60))
+    near = rng.random(count) < 0.7
+    row = np.where(near, rng.choice(ROWS, count), rng.integers(p.rows, size=count))
+    column = np.where(near, rng.choice(LINES, count), rng.integers(p.columns, size=count))
+    cells = Cells.of(rng.integers(p.arrays, size=count), row, column)
+    kind = Operation.SET if rng.random() < 0.8 else Operation.RESET
+    counts = rng.integers(1, 5, count).astype(np.uint16)
+    chip.program(PulseBatch(cells, kind, counts, p.set_pulse), chip.locate(cells))
+    for tile in tiles:
+        tile.touch(cells)
+
+
+def schedule(chip: Chip, seed: int, tiles: list[Tile], check: Callable[[], None], steps: int = 120) -> None:
+    """Pulses and pauses from nanoseconds to years, in random order; `check` whenever tiles have followed the drift."""
+    rng = np.random.default_rng(seed)
+    for _ in range(steps):
+        for _ in range(rng.integers(0, 3)):
+            chip.advance(int(10 ** rng.uniform(0, 4)))
+            pulse_some(chip, rng, tiles)
+        largest = rng.choice([6, 9, 12, 15.5])
+        chip.advance(int(10 ** rng.uniform(0, largest)))
+        for tile in tiles:
+            tile.follow_drift(chip.now_ns)
+        check()
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("drifting", DRIFTING.values(), ids=DRIFTING.keys())
+def test_drift_followed_late_is_never_off_by_more_than_the_bound(
+    make_chip: MakeChip, drifting: dict[str, Any], seed: int
+) -> None:
+    chip = make_chip(**drifting)
+    single, pairs = tile_of(chip, SINGLE), tile_of(chip, PAIRS)
+    worst = [0.0]
+
+    def check() -> None:
+        g = exact(chip, SINGLE)
+        error = np.abs(single.weight - g) / np.maximum(g, 1e-12)
+        worst.append(float(error.max()))
+        plus, minus = exact(chip, PAIRS)[:, :3], exact(chip, PAIRS)[:, 3:]
+        assert (np.abs(pairs.weight - (plus - minus)) <= (DRIFT_BOUND + EXACT) * (plus + minus)).all()
+
+    schedule(chip, seed, [single, pairs], check)
+    assert max(worst) <= DRIFT_BOUND + EXACT
+    assert max(worst) > DRIFT_BOUND / 2  # it is followed late: otherwise this test sees nothing
+
+
+def test_the_variance_of_a_crossing_is_that_of_its_devices(make_chip: MakeChip) -> None:
+    chip = make_chip(nu_spread=0.3)
+    single, pairs = tile_of(chip, SINGLE), tile_of(chip, PAIRS)
+
+    def check() -> None:
+        np.testing.assert_allclose(single.variance, (0.03 * single.weight + 0.13e-6) ** 2, rtol=1e-4)
+        of_devices = (0.03 * exact(chip, PAIRS) + 0.13e-6) ** 2
+        np.testing.assert_allclose(pairs.variance, of_devices[:, :3] + of_devices[:, 3:], rtol=2.1 * DRIFT_BOUND)
+
+    schedule(chip, 5, [single, pairs], check)
+
+
+@pytest.mark.parametrize("drifting", DRIFTING.values(), ids=DRIFTING.keys())
+def test_a_tile_built_late_equals_one_that_was_kept_up_to_date(make_chip: MakeChip, drifting: dict[str, Any]) -> None:
+    chip = make_chip(**drifting)
+    kept = [tile_of(chip, SINGLE), tile_of(chip, PAIRS)]
+
+    def check() -> None:
+        for tile in kept:
+            late = tile_of(chip, tile.block)
+            late.follow_drift(chip.now_ns)
+            assert np.array_equal(late.weight, tile.weight)
+            assert np.array_equal(late.variance, tile.variance)
+
+    schedule(chip, 6, kept, check)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("drifting", DRIFTING.values(), ids=DRIFTING.keys())
+def test_every_device_is_in_the_list_of_its_age_and_lists_are_ordered(
+    make_chip: MakeChip, drifting: dict[str, Any], seed: int
+) -> None:
+    chip = make_chip(**drifting)
+    tile = tile_of(chip, PAIRS)
+    members, classes = vars(tile)["_lists"][2:4]
+
+    def check() -> None:
+        seen: list[int] = []
+        starts = np.concatenate([[-1], classes["end_ns"][:-1]])
+        for k, group in enumerate(classes):
+            chain: list[int] = []
+            before, index = physics.NONE, group["head"]
+            while index != physics.NONE:
+                assert members[index]["age_class"] == k
+                assert not chain or members[index]["preceding"] == before
+                chain.append(index)
+                before, index = index, members[index]["following"]
+            assert group["tail"] == before
+            pulsed = chip.cells["pulsed_ns"][members["flat"][chain]]
+            assert (np.diff(pulsed) >= 0).all()
+            ages = chip.now_ns - pulsed
+            assert ((ages >= starts[k]) & (ages < group["end_ns"])).all()
+            seen += chain
+        assert sorted(seen) == list(range(len(members)))
+
+    schedule(chip, 10 + seed, [tile], check, steps=60)
+
+
+@pytest.mark.parametrize("nu", [0.001, 0.04, 0.3, 1.0])
+def test_an_age_class_ends_before_the_drift_within_it_passes_the_bound(make_chip: MakeChip, nu: float) -> None:
+    p = make_chip(nu=nu).parameters.cell
+    classes = age_classes(nu, p)
+    ends = classes["end_ns"][:-1] * 1e-9
+    assert (np.diff(classes["end_ns"].astype(np.float64)) > 0).all()
+    for ages in (np.append(p.t_min, ends), np.append(ends, 4e9)):
+        error = classes["middle"] ** -nu / ages**-nu - 1
+        assert np.abs(error).max() <= DRIFT_BOUND + 1e-3
+    np.testing.assert_allclose(classes["factor"], (classes["middle"] / p.t0) ** -nu)
+
+
+def test_without_drift_there_is_nothing_to_follow(make_chip: MakeChip) -> None:
+    chip = make_chip(drift=False)
+    tile = tile_of(chip, SINGLE)
+    schedule(chip, 7, [tile], lambda: np.testing.assert_allclose(tile.weight, exact(chip, SINGLE), rtol=1e-6), steps=20)
+
+
+def region_of(single: bool) -> Region:
+    """5 inputs on one block and 8 on another, sharing outputs; with pairs or with single lines."""
+    columns, partners = (LINES, None) if single else (LINES[:3], LINES[3:])
+    return Region(0, (Block(0, ROWS[:5], columns, partners, 0, 0), Block(1, ROWS, columns, partners, 5, 0)))
+
+
+def prepared(make_chip: MakeChip, single: bool, **changes: Any) -> Chip:
+    readout = Readout.SINGLE if single else Readout.DIFFERENTIAL
+    chip = make_chip(readout=readout, adc_bits=16, **changes)
+    rng = np.random.default_rng(8)
+    for _ in range(20):
+        pulse_some(chip, rng, [])
+    return chip
+
+
+def sums(chip: Chip, region: Region, codes: npt.NDArray[Any], way: Direction) -> tuple[Values, Values]:
+    """Mean (A) and variance (A2) of the outputs for one vector: the explicit sum over all cells."""
+    volts = codes * (chip.parameters.read_voltage / 127)
+    means, variances = [], []
+    for block in region.blocks:
+        g, columns = exact(chip, block), len(block.columns)
+        noise = (0.03 * g + 0.13e-6) ** 2
+        if block.partners is not None:
+            g, noise = g[:, :columns] - g[:, columns:], noise[:, :columns] + noise[:, columns:]
+        first = block.row_offset if way == FORWARD else block.column_offset
+        v = volts[first : first + (len(block.rows) if way == FORWARD else columns)]
+        means.append(v @ g if way == FORWARD else g @ v)
+        variances.append(v**2 @ noise if way == FORWARD else noise @ v**2)
+    return np.concatenate(means), np.concatenate(variances)
+
+
+@pytest.mark.parametrize("single", [False, True])
+@pytest.mark.parametrize("way", [FORWARD, BACKWARD])
+def test_outputs_have_the_mean_and_the_variance_of_the_sum_over_cells(
+    make_chip: MakeChip, single: bool, way: Direction
+) -> None:
+    chip, region, repetitions = prepared(make_chip, single, drift=False), region_of(single), 4000
+    codes = np.random.default_rng(9).integers(-127, 128, region.inputs(way)).astype(np.int8)
+    out, saturated = chip.multiply(region, np.tile(codes, (repetitions, 1)), way, 20e-6)
+    currents = out * (20e-6 / 32767)
+    mean, variance = sums(chip, region, codes, way)
+    assert saturated == 0
+    assert (np.abs(currents.mean(0) - mean) <= SIGMAS * np.sqrt(variance / repetitions)).all()
+    chi_square = (repetitions - 1) * currents.var(0, ddof=1) / variance
+    low, high = stats.chi2.ppf([RARE, 1 - RARE], repetitions - 1)
+    assert ((chi_square > low) & (chi_square < high)).all()
+    for output in ((currents - mean) / np.sqrt(variance)).T:
+        assert stats.kstest(output, "norm").pvalue > RARE
+    correlation = np.corrcoef(currents.T) - np.eye(len(mean))
+    assert np.abs(correlation).max() < 6 / np.sqrt(repetitions)
+
+
+@pytest.mark.parametrize("single", [False, True])
+@pytest.mark.parametrize("way", [FORWARD, BACKWARD])
+def test_without_noise_outputs_are_rounded_sums_and_those_out_of_range_are_counted(
+    make_chip: MakeChip, single: bool, way: Direction
+) -> None:
+    chip, region = prepared(make_chip, single, drift=False, read_noise=False), region_of(single)
+    codes = np.random.default_rng(10).integers(-127, 128, (50, region.inputs(way))).astype(np.int8)
+    currents = np.stack([sums(chip, region, one, way)[0] for one in codes])
+    full_scale = float(np.quantile(np.abs(currents), 0.8))
+    out, saturated = chip.multiply(region, codes, way, full_scale)
+    ideal = currents / (full_scale / 32767)
+    assert saturated == (np.abs(ideal) > 32767.5).sum() > 0
+    assert np.abs(out - np.clip(ideal, -32767, 32767)).max() <= 0.5 + EXACT * 32767
+
+
+def test_products_see_pulses_and_drift_as_they_happen(make_chip: MakeChip) -> None:
+    chip, region = prepared(make_chip, False, read_noise=False), region_of(False)
+    codes = np.random.default_rng(11).integers(-127, 128, (1, region.rows)).astype(np.int8)
+    rng, kinds = np.random.default_rng(12), []
+    for step in range(40):
+        kinds.append(step % 3)
+        pulse_some(chip, rng, []) if kinds[-1] else chip.advance(int(10 ** rng.uniform(3, 15)))
+        out, _ = chip.multiply(region, codes, FORWARD, 20e-6)
+        mean, _ = sums(chip, region, codes[0], FORWARD)
+        bound = np.concatenate([np.abs(exact(chip, block)).sum() * np.ones(3) for block in region.blocks])
+        assert (np.abs(out[0] * (20e-6 / 32767) - mean) <= DRIFT_BOUND * 0.2 * bound + 20e-6 / 32767).all()
+
+
+def test_lines_are_counted_for_each_vector_that_drives_them(make_chip: MakeChip) -> None:
+    chip, region = make_chip(), region_of(False)
+    codes = np.zeros((3, region.rows), np.int8)
+    codes[0, 0] = codes[1, 0] = codes[2, 6] = -5
+    chip.multiply(region, codes, FORWARD, 1e-6)
+    assert chip.row_reads.sum() == 3
+    assert chip.row_reads[0, ROWS[0]] == 2
+    assert chip.row_reads[1, ROWS[1]] == 1
+    chip.multiply(region, np.array([[0, 0, 1]], np.int8), BACKWARD, 1e-6)
+    assert chip.column_reads[0, [LINES[2], LINES[5]]].tolist() == [1, 1]
+    assert chip.column_reads.sum() == 4  # a pair of lines in each of two blocks
+    assert chip.cells["read_count"].sum() == 0
+
+
+@pytest.mark.parametrize("way", [FORWARD, BACKWARD])
+def test_lines_without_input_add_no_noise(make_chip: MakeChip, way: Direction) -> None:
+    chip, region = make_chip(), region_of(False)
+    out, _ = chip.multiply(region, np.zeros((20, region.inputs(way)), np.int8), way, 1e-9)
+    assert not out.any()
+
+
+@pytest.mark.parametrize("noise", [True, False])
+@pytest.mark.parametrize("kernel", [products.forward, products.backward])
+@pytest.mark.parametrize(("bits", "dtype"), [(8, np.int8), (12, np.int16)])
+def test_a_product_equals_the_matrix_product_with_the_same_noise(
+    kernel: Callable[..., int], noise: bool, bits: int, dtype: type[np.integer[Any]]
+) -> None:
+    rng, first, at, top = np.random.default_rng(13), 3, 2, 2 ** (bits - 1) - 1
+    weight = rng.normal(0, 3e-6, (37, 21)).astype(np.float32)
+    variance = rng.uniform(1e-14, 1e-13, weight.shape).astype(np.float32)
+    inputs, outputs = weight.shape if kernel is products.forward else weight.shape[::-1]
+    codes = rng.integers(-top, top + 1, (40, first + inputs + 1)).astype(dtype)
+    codes[:, first + 4] = 0
+    normals = rng.standard_normal((40, at + outputs + 1), np.float32)
+    out = np.full(normals.shape, 99, dtype)
+    step, volt = 4e-6 / top, 0.2 / top
+    saturated = kernel(weight, variance, codes, first, volt, normals if noise else normals[:0], step, top, out, at)
+
+    v = codes[:, first : first + inputs] * volt
+    w, s = (weight, variance) if kernel is products.forward else (weight.T, variance.T)
+    current = v @ w.astype(np.float64)
+    if noise:
+        current += np.sqrt(v**2 @ s.astype(np.float64)) * normals[:, at : at + outputs]
+    ideal = current / step
+    clear = np.abs(np.abs(ideal) % 1 - 0.5) > 5e-3  # not at the edge between two codes
+    expected = np.clip(np.rint(ideal), -top, top)
+    assert np.array_equal(out[:, at : at + outputs][clear], expected[clear])
+    assert clear.mean() > 0.98
+    assert 0 < saturated == (np.abs(np.rint(ideal)) > top).sum()
+    assert (np.delete(out, np.s_[at : at + outputs], 1) == 99).all()
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int16, np.int64])
+def test_the_largest_code_is_found_whatever_its_sign(dtype: type[np.integer[Any]]) -> None:
+    lowest = np.iinfo(dtype).min if dtype == np.int8 else -200
+    codes = np.zeros((3, 4), dtype)
+    assert products.largest(codes) == 0
+    codes[1, 2] = 100
+    assert products.largest(codes) == 100
+    codes[2, 3] = lowest
+    assert products.largest(codes) == -lowest
