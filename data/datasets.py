@@ -49,7 +49,7 @@ class DataSet:
     classes: int
 
 
-def load(name: str, data_dir: Path | None) -> DataSet:
+def load(name: str, data_dir: Path | None = None) -> DataSet:
     """Load `digits` (built in), or the data set in the folder `data_dir/name`, which holds the four files `IDX_FILES`.
 
     The files may be gzipped (`.gz`). Those of `mnist` must be the original ones, by their SHA-256.

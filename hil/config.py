@@ -43,7 +43,7 @@ class Settings(BaseModel):
         1.0, description="factor on the learning rate after each epoch"
     )
     image_period: Annotated[float, Field(ge=0, le=1e6)] = Field(0.4, description="s of device time per image, at least")
-    initial_spread: Positive = Field(0.147, description="standard deviation of initial weights")
+    initial_spread: Positive = Field(0.1, description="standard deviation of the weights aimed at in the beginning")
     weight_scale: Positive = Field(1.0, description="weight of one device unit (8 uS)")
     granularity: Positive = Field(0.096, description="epsilon, in device units")
     max_pulses: Annotated[int, Field(ge=0, le=65535)] = Field(

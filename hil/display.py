@@ -48,7 +48,7 @@ class Display:
         self._progress.update(
             self._task,
             completed=images,
-            accuracy=f"{running_accuracy:6.1%}",
+            accuracy=f"{running_accuracy:.1%} right",
             pulses=f"{pulses} pulses, {refreshes} refreshes",
             rate=f"{speed:.0f} images/s" if speed else "",
         )
@@ -130,9 +130,8 @@ def info_table(found: Mapping[str, Any]) -> None:
 
 
 def _print_rows(title: str, rows: Mapping[str, Sequence[str]]) -> None:
-    table = Table(
-        title=title, title_justify="left", title_style="bold", show_header=False, box=None, padding=(0, 2, 0, 0)
-    )
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for name, values in rows.items():
         table.add_row(name, *values)
+    Console().print(f"[bold]{title}[/]", highlight=False)
     Console().print(table)

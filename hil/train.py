@@ -156,6 +156,8 @@ class Training:
         images, labels = self._data.train_images, self._data.train_labels
         order = np.random.default_rng([self._settings.seed, epoch]).permutation(len(images))
         loss, right, began = 0.0, 0, time.perf_counter()
+        if self._pace is not None:
+            self._pace.begin()
         for start in range(0, len(order), self._settings.batch_size):
             batch = order[start : start + self._settings.batch_size]
             targets = self._targets[labels[batch]]

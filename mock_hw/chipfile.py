@@ -1,7 +1,9 @@
 """A chip's memory on disk: every cell, device time, noise, the last operation id and its reply, in one atomic write."""
 
+import io
 import json
 import os
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from hil.mock_hw.array import Chip
 from hil.mock_hw.firmware import Firmware
 from hil.mock_hw.physics import CELL
 from hil.protocols.errors import InputError, StorageError
-from hil.protocols.messages import Identity, Readings, Receipt, Status
+from hil.protocols.messages import Identity, Operation, Readings, Receipt, Status
 
 FORMAT = "hil-chip"
 VERSION = 1
@@ -24,14 +26,19 @@ VERSION = 1
 
 def save(path: Path, firmware: Firmware, identity: Identity) -> None:
     """Replace the file at once: a reader sees the old chip or the new one, never a part. Raises `StorageError`."""
+    content = io.BytesIO()  # in memory first: on a full disk the HDF5 library crashes when it closes the file
+    with h5py.File(content, "w") as file:
+        _write(file, firmware, identity)
     temporary = path.with_name(path.name + ".part")
     try:
-        with h5py.File(temporary, "w") as file:
-            _write(file, firmware, identity)
-            file.flush()
-            os.fsync(file.id.get_vfd_handle())
+        with temporary.open("wb") as part:
+            part.write(content.getbuffer())
+            part.flush()
+            os.fsync(part.fileno())
         os.replace(temporary, path)
     except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
         raise StorageError(f"cannot save the chip to {path}: {error}") from error
 
 
@@ -44,7 +51,7 @@ def load(path: Path) -> tuple[Firmware, str, str]:
             if file.attrs["format_version"] != VERSION:
                 raise InputError(f"{path} has chip format {file.attrs['format_version']}; this version reads {VERSION}")
             return _read(file)
-    except (OSError, KeyError, ValueError, TypeError) as error:
+    except (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
         raise InputError(f"{path} cannot be read as a chip: {error}") from error
 
 
@@ -56,7 +63,7 @@ def _write(file: h5py.File, firmware: Firmware, identity: Identity) -> None:
         "now_ns": chip.now_ns,
         "normals": chip.normals.state(),
         "last_op_id": firmware.last_op_id,
-        "reply": type(reply).__name__ if reply else None,
+        "last_operation": firmware.last_operation,
         "receipt": asdict(reply) if isinstance(reply, Receipt) else None,
         "readings": {k: v for k, v in asdict(reply).items() if k != "codes"} if isinstance(reply, Readings) else None,
     }
@@ -97,6 +104,8 @@ def _read(file: h5py.File) -> tuple[Firmware, str, str]:
     chip.now_ns = about["now_ns"]
     firmware = Firmware(chip)
     firmware.last_op_id = about["last_op_id"]
+    if about["last_operation"]:
+        firmware.last_operation = Operation(about["last_operation"])
     if about["receipt"]:
         firmware.last_reply = Receipt(**about["receipt"] | {"status": Status(about["receipt"]["status"])})
     if about["readings"]:

@@ -44,6 +44,7 @@ class Firmware:
         self.capabilities: Capabilities = chip.parameters.capabilities()
         self.regions: list[Region] = []
         self.last_op_id = 0
+        self.last_operation: Operation | None = None
         self.last_reply: Readings | Receipt | None = None
 
     def register(self, blocks: Sequence[Block]) -> Region:
@@ -68,19 +69,20 @@ class Firmware:
             self._spend(len(flat), self.capabilities.durations.read)
             return Readings(op_id, chip.now_ns, codes, "S", chip.read_step, chip.read_offset, saturated)
 
-        return self._once(op_id, Readings, run)
+        return self._once(op_id, Operation.READ, Readings, run)
 
     def mvm(self, op_id: int, region: Region, vectors: Vectors, direction: Direction, gain: int) -> Readings:
         """Products of a batch of vectors with a region."""
         codes = self._check_vectors(region, vectors, direction, gain)
         full_scale = self.capabilities.mvm_ranges[gain]
+        kind = Operation.MVM_FORWARD if direction == Direction.FORWARD else Operation.MVM_BACKWARD
 
         def run() -> Readings:
             out, saturated = self.chip.multiply(region, codes, direction, full_scale)
             self._spend(len(codes), self.capabilities.durations.mvm)
             return Readings(op_id, self.chip.now_ns, out, "A", full_scale / self.capabilities.adc_top, 0, saturated)
 
-        return self._once(op_id, Readings, run)
+        return self._once(op_id, kind, Readings, run)
 
     def program(self, op_id: int, pulses: PulseBatch) -> Receipt:
         """SET or RESET pulses."""
@@ -95,7 +97,7 @@ class Firmware:
             saturated = self.chip.program(pulses, flat)
             return Receipt(op_id, self.chip.now_ns, Status.COMPLETE, total, saturated)
 
-        return self._once(op_id, Receipt, run)
+        return self._once(op_id, pulses.kind, Receipt, run)
 
     def wait(self, op_id: int, seconds: float) -> Receipt:
         """Device time passes."""
@@ -107,14 +109,16 @@ class Firmware:
             self._spend(1, seconds)
             return Receipt(op_id, self.chip.now_ns, Status.COMPLETE, 0)
 
-        return self._once(op_id, Receipt, run)
+        return self._once(op_id, Operation.WAIT, Receipt, run)
 
-    def _once(self, op_id: int, kind: type[Reply], run: Callable[[], Reply]) -> Reply:
+    def _once(self, op_id: int, operation: Operation, kind: type[Reply], run: Callable[[], Reply]) -> Reply:
         if op_id <= self.last_op_id:
-            if op_id == self.last_op_id and isinstance(self.last_reply, kind):
+            again = op_id == self.last_op_id and operation == self.last_operation
+            if again and isinstance(self.last_reply, kind):
                 return self.last_reply
             raise OperationIdError(f"operation id {op_id} was used before; the last was {self.last_op_id}")
-        self.last_op_id, self.last_reply = op_id, None  # an operation that is cut short has no reply to repeat
+        # An operation that is cut short keeps its id and has no reply to repeat.
+        self.last_op_id, self.last_operation, self.last_reply = op_id, operation, None
         reply = run()
         self.last_reply = reply
         return reply

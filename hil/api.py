@@ -1,0 +1,9 @@
+"""What a notebook needs, in one import."""
+
+from hil.bench import open_tester
+from hil.data.datasets import load
+from hil.data.run import Run
+from hil.layers import AnalogLinear
+from hil.mixed_precision import MixedPrecisionSGD, Refresh
+
+__all__ = ["AnalogLinear", "MixedPrecisionSGD", "Refresh", "Run", "load", "open_tester"]

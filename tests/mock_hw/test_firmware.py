@@ -1,0 +1,173 @@
+"""Operation ids: each runs once, whatever the host repeats."""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from pytest_mock import MockerFixture
+
+from hil.mock_hw.array import Chip
+from hil.mock_hw.firmware import LONGEST_LIFE, Firmware
+from hil.protocols.errors import LimitError, OperationIdError
+from hil.protocols.messages import (
+    Block,
+    Cells,
+    Direction,
+    Operation,
+    PulseBatch,
+    Readings,
+    Receipt,
+    Vectors,
+)
+
+MakeChip = Callable[..., Chip]
+CELLS = Cells.of(0, np.arange(40), 3)
+BLOCK = Block(0, np.arange(20, dtype=np.uint16), np.array([3], np.uint16), np.array([4], np.uint16), 0, 0)
+
+
+@pytest.fixture
+def make_firmware(make_chip: MakeChip) -> Callable[[], Firmware]:
+    def make() -> Firmware:
+        firmware = Firmware(make_chip())
+        firmware.register([BLOCK])
+        return firmware
+
+    return make
+
+
+@pytest.fixture
+def firmware(make_firmware: Callable[[], Firmware]) -> Firmware:
+    return make_firmware()
+
+
+def read(firmware: Firmware, op_id: int) -> Readings:
+    return firmware.read(op_id, CELLS)
+
+
+def pulse(firmware: Firmware, op_id: int, kind: Operation = Operation.SET) -> Receipt:
+    c = firmware.capabilities
+    shape = c.set_pulse if kind == Operation.SET else c.reset_pulse
+    return firmware.program(op_id, PulseBatch(CELLS, kind, np.ones(len(CELLS), np.uint16), shape))
+
+
+def reset(firmware: Firmware, op_id: int) -> Receipt:
+    return pulse(firmware, op_id, Operation.RESET)
+
+
+def multiply(firmware: Firmware, op_id: int, way: Direction = Direction.FORWARD) -> Readings:
+    region = firmware.regions[0]
+    vectors = Vectors(np.full((5, region.inputs(way)), 100, np.int8), np.ones(5, np.float32))
+    return firmware.mvm(op_id, region, vectors, way, 6)
+
+
+def multiply_back(firmware: Firmware, op_id: int) -> Readings:
+    return multiply(firmware, op_id, Direction.BACKWARD)
+
+
+def wait(firmware: Firmware, op_id: int) -> Receipt:
+    return firmware.wait(op_id, 2.5)
+
+
+OPERATIONS = [read, pulse, reset, multiply, multiply_back, wait]
+
+
+def state(firmware: Firmware) -> tuple[Any, ...]:
+    """All that an operation can change."""
+    chip = firmware.chip
+    counters = (chip.row_reads.tobytes(), chip.column_reads.tobytes())
+    return (chip.now_ns, chip.cells.tobytes(), *counters, repr(chip.normals.state()), firmware.last_op_id)
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_a_repeated_id_gets_the_stored_reply_and_does_nothing(
+    make_firmware: Callable[[], Firmware], operation: Callable[[Firmware, int], Any]
+) -> None:
+    firmware, undisturbed = make_firmware(), make_firmware()
+    for one in (firmware, undisturbed):
+        pulse(one, 1)
+    first, same = operation(firmware, 2), operation(undisturbed, 2)
+    before = state(firmware)
+    assert all(operation(firmware, 2) is first for _ in range(3))
+    assert state(firmware) == before == state(undisturbed)
+    if isinstance(first, Readings):
+        assert np.array_equal(first.codes, same.codes)
+    else:
+        assert first == same
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("op_id", [-1, 0, 4])
+def test_an_id_below_the_last_is_refused(
+    firmware: Firmware, operation: Callable[[Firmware, int], Any], op_id: int
+) -> None:
+    wait(firmware, 5)
+    before = state(firmware)
+    with pytest.raises(OperationIdError, match=f"{op_id} was used before; the last was 5"):
+        operation(firmware, op_id)
+    assert state(firmware) == before
+
+
+@pytest.mark.parametrize(("first", "second"), list(itertools.permutations(OPERATIONS, 2)))
+def test_an_id_that_comes_back_for_another_operation_is_refused(
+    firmware: Firmware, first: Callable[[Firmware, int], Any], second: Callable[[Firmware, int], Any]
+) -> None:
+    first(firmware, 1)
+    before = state(firmware)
+    with pytest.raises(OperationIdError):
+        second(firmware, 1)
+    assert state(firmware) == before
+
+
+def test_ids_may_leave_gaps(firmware: Firmware) -> None:
+    assert [read(firmware, op_id).op_id for op_id in (3, 4, 1000)] == [3, 4, 1000]
+
+
+def test_limits_are_checked_before_an_id_is_taken(firmware: Firmware) -> None:
+    before = state(firmware)
+    pulses = PulseBatch(CELLS, Operation.SET, np.zeros(40, np.uint16), firmware.capabilities.set_pulse)
+    for refused in (
+        lambda: firmware.read(1, Cells.of(0, 64, 0)),
+        lambda: firmware.program(1, pulses),
+        lambda: firmware.program(1, replace(pulses, cells=CELLS[:0])),
+        lambda: firmware.wait(1, -1.0),
+        lambda: firmware.mvm(
+            1, firmware.regions[0], Vectors(np.zeros((1, 3), np.int8), np.ones(1, np.float32)), Direction.FORWARD, 0
+        ),
+    ):
+        with pytest.raises(LimitError):
+            refused()
+        assert state(firmware) == before
+    assert read(firmware, 1).op_id == 1
+
+
+def test_an_operation_that_is_cut_short_is_neither_repeated_nor_answered_with_an_older_reply(
+    firmware: Firmware, mocker: MockerFixture
+) -> None:
+    read(firmware, 1)
+    cut = mocker.patch.object(firmware.chip, "read", side_effect=KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        read(firmware, 2)
+    mocker.stop(cut)
+    with pytest.raises(OperationIdError):
+        read(firmware, 2)
+    assert read(firmware, 3).op_id == 3
+
+
+def test_nothing_waits_beyond_the_life_of_a_chip(firmware: Firmware) -> None:
+    receipt = firmware.wait(1, LONGEST_LIFE)
+    assert firmware.wait(1, LONGEST_LIFE) == receipt
+    with pytest.raises(LimitError, match="outside 0 to"):
+        firmware.wait(2, 1.0)
+    pulse(firmware, 2)
+    assert read(firmware, 3).time_ns > LONGEST_LIFE * 1e9
+    assert multiply(firmware, 4).saturated == 0
+
+
+def test_reads_see_the_cells_before_the_time_they_take_and_pulses_count_from_their_end(firmware: Firmware) -> None:
+    receipt = pulse(firmware, 1)
+    assert (firmware.chip.cells["pulsed_ns"].max(), receipt.time_ns) == (4000, 4000)
+    assert read(firmware, 2).time_ns == 44_000
+    assert firmware.chip.cells["pulsed_ns"].max() == 4000

@@ -1,0 +1,43 @@
+"""The README's commands and code work as they stand."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+HIL = Path(sys.executable).with_name("hil")
+
+
+def commands(section: str) -> list[str]:
+    """The `hil` commands of a section."""
+    text = README.split(f"## {section}\n")[1].split("\n## ")[0]
+    return re.findall(r"^\$ (hil .*)$", text, re.MULTILINE)
+
+
+def test_the_notebook_example_learns(tmp_path: Path) -> None:
+    code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[0]
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) > 0.8
+
+
+def test_the_quick_start_runs_as_it_stands(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    quick = [command for command in commands("Quick start") if "mnist" not in command]
+    assert len(quick) == 4
+    for command in quick:
+        done = subprocess.run([HIL, *shlex.split(command)[1:]], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{command}: {done.stderr}"
+
+
+@pytest.mark.parametrize("command", [command for command in commands("Quick start") if "mnist" in command])
+def test_the_mnist_commands_are_well_formed(command: str, data_dir: Path, tmp_path: Path) -> None:
+    command = command.replace("--data-dir data", f"--data-dir {shlex.quote(str(data_dir.resolve()))}")
+    short = ["--epochs", "1", "--set", "train_images=200", "--seeds", "1"]
+    done = subprocess.run([HIL, *shlex.split(command)[1:], *short], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
