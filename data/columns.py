@@ -30,6 +30,9 @@ CHUNK_BYTES = 2**18
 ROW_BUFFER = 2**16
 """Bytes of rows that a table holds as rows before it sorts them into its columns."""
 
+MARGIN = 2**16
+"""Room for what HDF5 adds to a piece of data (bytes): headers, indexes, the growth of an incompressible chunk."""
+
 Values = npt.NDArray[Any]
 
 
@@ -59,6 +62,19 @@ def create_file(path: os.PathLike[str]) -> Any:
     int64 never straddle a page, so that a killed writer cannot leave half a tail_range.
     """
     return h5py.File(path, "x", driver="hil-ordered", rdcc_nbytes=0, alignment_threshold=16, alignment_interval=16)
+
+
+def reserve(file: Any, size: int) -> None:
+    """Let the file grow so that HDF5 finds room for `size` bytes. Raises OSError where the disk is full.
+
+    HDF5 writes where its file ends before it makes the file as long: if the disk is full or the writer is killed in
+    between, nobody can open it again. So the file is always made longer first, before HDF5 knows of the data.
+    """
+    handle = file.id.get_vfd_handle()
+    end = os.fstat(handle).st_size
+    needed = file.id.get_filesize() + size + MARGIN
+    while end < needed:
+        end += os.pwrite(handle, bytes(needed - end), end)
 
 
 def compression(dtype: npt.DTypeLike) -> dict[str, Any]:
@@ -115,6 +131,7 @@ class Column:
         length = self._chunk // dtype.itemsize
         units = self._field.units
         with storage_errors(self._path):
+            reserve(self._parent.file, self._chunk)
             group = self._parent.create_group(self._field.name)
             self._values = group.create_dataset(
                 "values", (0,), dtype, maxshape=(None,), chunks=(length,), **compression(dtype)
@@ -176,6 +193,7 @@ class Column:
     def _settle(self, size: int) -> None:
         stop = self._start + size // self._size
         with storage_errors(self._path):
+            reserve(self._parent.file, size)
             self._values.resize((stop,))
             try:
                 self._values[self._start :] = np.frombuffer(self._buffer[:size], self._dtype)
@@ -240,7 +258,7 @@ class ColumnReader:
         with data_errors(group.file.filename, group.name):
             self._values, self._tail = group["values"], group["tail"]
             self._start, self._stop = (int(position) for position in group["tail_range"][:])
-            self._settled = min(len(self._values), self._stop)
+            self._settled = len(self._values)
             self.dtype: np.dtype[Any] = self._values.dtype
             self.units: str = self._values.attrs["units"]
             self.description: str = self._values.attrs["description"]

@@ -15,6 +15,7 @@ import numpy as np
 
 from hil.data.columns import (
     CHUNK_BYTES,
+    MARGIN,
     Column,
     Field,
     Table,
@@ -23,6 +24,7 @@ from hil.data.columns import (
     create_file,
     describe,
     reason,
+    reserve,
     storage_errors,
 )
 from hil.protocols.errors import InputError, TesterError
@@ -186,6 +188,7 @@ class RunWriter:
         if str(region.handle) in regions:
             return
         with storage_errors(str(self.path)):
+            reserve(self._file, sum(MARGIN + 8 * (len(block.rows) + len(block.columns)) for block in region.blocks))
             group = regions.create_group(str(region.handle))
             for number, block in enumerate(region.blocks):
                 _write_block(group.create_group(str(number)), block)
@@ -277,6 +280,7 @@ class RunWriter:
         _check_names([name], {name: ""})
         _check_names(arrays, units)
         with storage_errors(str(self.path)):
+            reserve(self._file, sum(MARGIN + values.nbytes for values in arrays.values()))
             group = self._file["snapshots"].create_group(name)
             group.attrs.update(attrs or {})
             for key, values in arrays.items():
@@ -304,6 +308,7 @@ class RunWriter:
                 for column in self._columns():
                     column.settle()
                 self.flush()
+                reserve(self._file, len(exit_status) + len(json.dumps(counts)))
                 self._write_stop(exit_status, counts)
         finally:
             with storage_errors(str(self.path)):

@@ -46,7 +46,8 @@ def _kept_chip(path: Path, changes: dict[str, str], seed: int | np.random.SeedSe
     if path.exists():
         if changes:
             raise InputError(
-                f"{path} holds a chip already, so {', '.join(changes)} cannot be set; leave them away or name another file"
+                f"{path} holds a chip already, so {', '.join(changes)} cannot be set; "
+                "leave them away or name another file"
             )
         firmware, model, chip_id = chipfile.load(path)
         return TwinTester(firmware, model, chip_id, path)

@@ -1,5 +1,6 @@
 """From what was asked on the command line to the runs to be made, and from their results to one summary."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -34,17 +35,26 @@ def plan(
     notes = dict(_note(note) for note in meta)
     name = Path(experiment).stem
     if out is None:
-        RUNS.mkdir(exist_ok=True)
+        _make_runs()
+    elif os.path.isdir(out):
+        raise InputError(f"{out} is a folder: name a run file with --out, such as {out / name}.h5")
     jobs = []
     for number in range(settings.seed, settings.seed + seeds):
         path = out or RUNS / f"{name}-{number}.h5"
         if out is not None and seeds > 1:
             path = out.with_name(f"{out.stem}-{number}{out.suffix}")
-        if path.exists() and not overwrite:
+        if os.path.exists(path) and not overwrite:
             raise InputError(f"{path} exists: choose another name with --out, or give --overwrite to replace it")
         one = settings.model_copy(update={"seed": number})
         jobs.append(Job(name, one, text, path, data_dir, overwrite, argv, notes))
     return jobs
+
+
+def _make_runs() -> None:
+    try:
+        RUNS.mkdir(exist_ok=True)
+    except OSError as error:
+        raise InputError(f"no folder {RUNS} can be made here ({error.strerror}): name a run file with --out") from error
 
 
 def _note(text: str) -> tuple[str, str]:

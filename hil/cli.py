@@ -1,6 +1,7 @@
 """The command line. Each command is a short shell over a function that can be called without it."""
 
 import json
+import math
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -34,7 +35,31 @@ def friendly(command: Callable[P, None]) -> Callable[P, None]:
     return run
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+class OneLineErrors(click.Group):
+    """A group whose commands answer a wrong option in one line, like all other errors."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except click.UsageError as error:
+            path = error.ctx.command_path if error.ctx else ctx.command_path
+            raise click.UsageError(f"{error.format_message()} See `{path} --help`.") from error
+
+
+def printed(value: Any) -> str:
+    """JSON on one line; a number that is not finite, which JSON does not know, is null."""
+    return json.dumps(_finite(value))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="pcm-hil")
 def main() -> None:
     """Train neural networks on phase-change-memory arrays: on a real tester, or on its software twin.
@@ -60,7 +85,7 @@ def experiments(as_json: bool) -> None:
 
     found = built_in()
     if as_json:
-        click.echo(json.dumps({name: settings.model_dump(mode="json") for name, settings in found.items()}))
+        click.echo(printed({name: settings.model_dump(mode="json") for name, settings in found.items()}))
         return
     from hil.display import experiment_table
 
@@ -107,14 +132,14 @@ def train(experiment: str, as_json: bool, **options: Any) -> None:
         if results[-1].interrupted:
             break
     if as_json:
-        click.echo(json.dumps(summary(results)))
+        click.echo(printed(summary(results)))
     else:
         result_table(results)
     if results[-1].interrupted:
         stopped = results[-1]
         click.echo(
-            f"Interrupted after {stopped.images} images. {stopped.run} holds the run up to there: see `hil info {stopped.run}`; "
-            "the same command with --overwrite starts again.",
+            f"Interrupted after {stopped.images} images. {stopped.run} holds the run up to there: "
+            f"see `hil info {stopped.run}`; the same command with --overwrite starts again.",
             err=True,
         )
         sys.exit(INTERRUPTED)
@@ -135,7 +160,7 @@ def info(run: Path, as_json: bool) -> None:
 
     found = describe(run)
     if as_json:
-        click.echo(json.dumps(found))
+        click.echo(printed(found))
         return
     from hil.display import info_table
 

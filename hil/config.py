@@ -72,7 +72,8 @@ def load_settings(experiment: str, changes: Sequence[str]) -> tuple[Settings, st
     names = [known.stem for known in sorted(BUILT_IN.glob("*.toml"))]
     if not experiment.endswith(".toml") and experiment not in names:
         raise InputError(
-            f"unknown experiment {experiment!r}; there are {', '.join(names)}, or give a .toml file{_near(experiment, names)}"
+            f"unknown experiment {experiment!r}; there are {', '.join(names)}, "
+            f"or give a .toml file{_near(experiment, names)}"
         )
     try:
         text = path.read_text(encoding="utf-8")
@@ -95,6 +96,8 @@ def _parse(text: str, name: str, changes: Sequence[str]) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
+        if first["type"] == "missing":
+            raise InputError(f"experiment {name} does not set {key}, which has no default") from error
         raise InputError(f"setting {key}={first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}") from error
 
 

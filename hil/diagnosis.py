@@ -13,7 +13,7 @@ PULSES_PER_CROSSING = 3.0
 REFRESH_STORM = 0.02
 """Fraction of all pairs refreshed per 100 images from which on weights are rewritten faster than they are trained."""
 SATURATED = {"forward": 0.3, "backward": 0.05, "conductance": 0.2}
-"""Fraction of ADC codes, and of SET pulses, that may meet an end of the range. Outputs that a sigmoid saturates anyway may be many."""
+"""Fraction of ADC codes, and of SET pulses, that may meet an end of the range. Many outputs may: a sigmoid hides it."""
 FALL = 0.02
 """Accuracy lost from one evaluation to the next."""
 CHANCE = 2.0
@@ -80,14 +80,14 @@ class Diagnosis:
         if crossings and pulses / crossings > PULSES_PER_CROSSING:
             self._found(
                 f"pulses per crossing, {now.name}",
-                f"{at}: {pulses / crossings:.1f} pulses each time chi reaches the granularity (limit {PULSES_PER_CROSSING}): "
-                "lower the rate or raise the granularity",
+                f"{at}: {pulses / crossings:.1f} pulses each time chi reaches the granularity "
+                f"(limit {PULSES_PER_CROSSING}): lower the rate or raise the granularity",
             )
         if refreshes / now.weights * 100 / since > REFRESH_STORM:
             self._found(
                 f"refresh storm, {now.name}",
-                f"{at}: {refreshes * 100 / since:.0f} of {now.weights} pairs refreshed per 100 images (limit {REFRESH_STORM:.0%}): "
-                "weights are rewritten faster than they are trained; lower the rate",
+                f"{at}: {refreshes * 100 / since:.0f} of {now.weights} pairs refreshed per 100 images "
+                f"(limit {REFRESH_STORM:.0%}): weights are rewritten faster than they are trained; lower the rate",
             )
         for direction, total in now.converted.items():
             self._saturation(

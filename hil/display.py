@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from hil.campaign import standard_error
 from hil.config import Settings
@@ -18,29 +19,32 @@ class Display:
     """Shows a run's progress on standard error, so that standard output is left to the results."""
 
     def __init__(self, quiet: bool) -> None:
-        self._console = Console(stderr=True, quiet=False)
+        self._console = Console(stderr=True)
         self._quiet = quiet
-        self._progress = _bar(self._console, disable=quiet)
+        self._progress = _bar(self._console)
         self._task = self._progress.add_task("")
-        self._began = 0
+        self._title = Text()
 
     @contextmanager
     def run(self, job: Job) -> Iterator[None]:
-        """While a run is made."""
+        """While a run is made. Shows nothing before it begins, so that a job that cannot be done leaves one line."""
         settings = job.settings
         tester = "floating point" if settings.system == "float" else settings.tester
-        if not self._quiet:
-            self._console.print(
-                f"[bold]{job.experiment}[/] on {tester}, seed {settings.seed} -> {job.out}", highlight=False
-            )
-        self._progress = _bar(self._console, disable=self._quiet)
-        with self._progress:
+        self._title = Text.assemble((job.experiment, "bold"), f" on {tester}, seed {settings.seed} -> {job.out}")
+        self._progress = _bar(self._console)
+        try:
             yield
+        finally:
+            if self._progress.live.is_started:
+                self._progress.stop()
 
     def begin(self, images: int, epochs: int) -> None:
         """Training begins."""
         fields = {"accuracy": "", "pulses": "", "rate": ""}
         self._task = self._progress.add_task("training", total=images * epochs, **fields)  # type: ignore[arg-type]
+        if not self._quiet:
+            self._console.print(self._title, soft_wrap=True)
+            self._progress.start()
 
     def progress(self, images: int, running_accuracy: float, pulses: int, refreshes: int) -> None:
         """So far."""
@@ -60,10 +64,14 @@ class Display:
 
     def finding(self, text: str) -> None:
         """The run goes wrong."""
-        self._progress.console.print(f"[yellow]Warning:[/] {text}", highlight=False)
+        self._progress.console.print(_warning(text), soft_wrap=True)
 
 
-def _bar(console: Console, disable: bool) -> Progress:
+def _warning(text: str) -> Text:
+    return Text.assemble(("Warning:", "yellow"), f" {text}")
+
+
+def _bar(console: Console) -> Progress:
     return Progress(
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
@@ -72,7 +80,6 @@ def _bar(console: Console, disable: bool) -> Progress:
         TextColumn("{task.fields[pulses]}"),
         TimeRemainingColumn(),
         console=console,
-        disable=disable,
         transient=True,
     )
 
@@ -126,12 +133,12 @@ def info_table(found: Mapping[str, Any]) -> None:
             table.add_row(*(f"{row[name]:.4g}" if isinstance(row[name], float) else str(row[name]) for name in names))
         Console().print(table)
     for text in found["messages"]:
-        Console().print(f"[yellow]Warning:[/] {text}", highlight=False)
+        Console().print(_warning(text), soft_wrap=True)
 
 
 def _print_rows(title: str, rows: Mapping[str, Sequence[str]]) -> None:
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for name, values in rows.items():
-        table.add_row(name, *values)
-    Console().print(f"[bold]{title}[/]", highlight=False)
+        table.add_row(name, *map(Text, values))
+    Console().print(Text(title, "bold"))
     Console().print(table)

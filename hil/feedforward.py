@@ -1,6 +1,6 @@
-"""Forward and backward passes of a plain stack of layers without torch's graph, which costs more than the products at batch 1.
+"""Forward and backward passes of a plain stack of layers without torch's graph, which at batch 1 costs more than they.
 
-The passes leave at each `AnalogWeight` what autograd would have left there, bit for bit, so that any optimizer works on both.
+They leave at each `AnalogWeight` what autograd would have left there, bit for bit: any optimizer works on both.
 """
 
 from collections.abc import Callable

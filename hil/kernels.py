@@ -17,9 +17,11 @@ NOT_FINITE = -1
 
 @njit(cache=True)
 def quantise(x: F32, top: int, codes: Codes, scale: F32, twice: bool) -> bool:
-    """Scale each vector of `x` (batch, lines) by its largest magnitude to codes of +-`top`; `scale` (batch,) is what one code stands for.
+    """Scale each vector of `x` (batch, lines) by its largest magnitude to codes of +-`top`; `scale` (batch,) is what
+    one code stands for.
 
-    With `twice`, each value goes to two lines with opposite signs: `codes` (batch, 2 * lines). False if a value is not finite.
+    With `twice`, each value goes to two lines with opposite signs: `codes` (batch, 2 * lines). False if a value is not
+    finite.
     """
     for b in range(x.shape[0]):
         peak = np.float32(0)
@@ -43,7 +45,8 @@ def quantise(x: F32, top: int, codes: Codes, scale: F32, twice: bool) -> bool:
 def combine(codes: Codes, places: I64, pairwise: bool, factor: float, scale: F32, out: F32) -> None:
     """Add the outputs of a region's blocks digitally: `out` (batch, columns) in host units.
 
-    `places` (blocks, 2) holds each block's first output and number of outputs. With `pairwise`, neighbouring codes are a pair's two lines.
+    `places` (blocks, 2) holds each block's first output and number of outputs. With `pairwise`, neighbouring codes are
+    a pair's two lines.
     """
     width = 2 if pairwise else 1
     for b in range(codes.shape[0]):
@@ -84,22 +87,40 @@ def transposed_product(delta: F32, weight: F32, out: F32) -> None:
             out[b, i] = total
 
 
+@njit(cache=True)
+def all_finite(values: F32) -> bool:
+    """Whether all values (batch, lines) are finite."""
+    for b in range(values.shape[0]):
+        for i in range(values.shape[1]):
+            if not abs(values[b, i]) < np.inf:
+                return False
+    return True
+
+
+@njit(cache=True, fastmath=FAST)
+def largest(values: F32) -> np.float32:
+    """The largest magnitude among values (n,)."""
+    peak = np.float32(0)
+    for j in range(values.size):
+        peak = max(peak, abs(values[j]))
+    return peak
+
+
 @njit(cache=True, fastmath=FAST)
 def accumulate(
     chi: F32, x: F32, delta: F32, rate: float, granularity: float, most: int, index: I32, pulses: I32
 ) -> int:
-    """One step of mixed-precision SGD on `chi` (rows, columns), in place; returns the number of weights to be pulsed, or NOT_FINITE.
+    """One step of mixed-precision SGD on `chi` (rows, columns), in place; returns the number of weights to be pulsed,
+    or NOT_FINITE.
 
-    chi -= rate * sum over the batch of x (batch, rows) outer delta (batch, columns); where |chi| has reached the granularity,
-    p = trunc(chi / granularity), at most `most` pulses of either sign, is taken off chi, and the weight's place and p are written to
-    `index` and `pulses`. Rows without input cost nothing. Source: Nandakumar 2020.
+    chi -= rate * sum over the batch of x (batch, rows) outer delta (batch, columns); where |chi| has reached the
+    granularity, p = trunc(chi / granularity), at most `most` pulses of either sign, is taken off chi, and the weight's
+    place and p are written to `index` and `pulses`. Rows without input cost nothing. Source: Nandakumar 2020.
     """
     columns = chi.shape[1]
     count = 0
-    for b in range(delta.shape[0]):
-        for j in range(columns):
-            if not abs(delta[b, j]) < np.inf:
-                return NOT_FINITE
+    if not all_finite(delta):
+        return NOT_FINITE
     for i in range(chi.shape[0]):
         touched = False
         for b in range(x.shape[0]):
@@ -111,10 +132,7 @@ def accumulate(
                 chi[i, j] -= step * delta[b, j]
         if not touched:
             continue
-        peak = np.float32(0)
-        for j in range(columns):
-            peak = max(peak, abs(chi[i, j]))
-        if peak < granularity:
+        if largest(chi[i]) < granularity:
             continue
         for j in range(columns):
             ratio = chi[i, j] / granularity

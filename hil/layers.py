@@ -9,17 +9,19 @@ from torch import Tensor, nn
 from hil.instruments.tester import ArrayTester
 from hil.pairs import UNIT, DifferentialPairs
 from hil.products import F32, Products, products
+from hil.protocols.errors import InputError
 
 INITIAL_SPREAD = 0.1
-"""Standard deviation of the initial weights aimed at, in device units. Programming noise makes it 0.15 on the devices, as in the paper:
-RECALLED (both devices at 1.6 +- 0.83 uS; 0.83 sqrt(2) / 8 = 0.147)."""
+"""Standard deviation of the initial weights aimed at, in device units. Programming noise makes it 0.15 on the devices,
+as in the paper: RECALLED (both devices at 1.6 +- 0.83 uS; 0.83 sqrt(2) / 8 = 0.147).
+"""
 
 
 class AnalogWeight(nn.Parameter):
-    """Handle of a weight matrix that lies on devices: shape (rows, columns), inputs by outputs, the bias being the last row.
+    """Handle of a weight matrix on devices: shape (rows, columns), inputs by outputs, the bias being the last row.
 
-    It holds no values, they are on the array. `factors` collects what backpropagation gives for it until the optimizer takes it: pairs of
-    x (batch, rows) and delta (batch, columns). The gradient is the sum of x^T delta.
+    It holds no values, they are on the array. `factors` collects what backpropagation gives for it until the optimizer
+    takes it: pairs of x (batch, rows) and delta (batch, columns). The gradient is the sum of x^T delta.
     """
 
     pairs: DifferentialPairs
@@ -37,10 +39,11 @@ class AnalogWeight(nn.Parameter):
 class AnalogLinear(nn.Module):
     """y = x W + b on a tester, like `nn.Linear`; W and b lie on differential pairs, b as one more row with the input 1.
 
-    `scale` is the weight of one device unit (8 uS). Initial weights (in_features + 1, out_features) are drawn from torch's generator
-    unless given, and written open loop. `forward_range` is the largest output in weight units per unit of input that the converter has to
-    cover, `backward_range` likewise per unit of delta. On an array that does no products the layer reads its cells and multiplies on the
-    host; it then reads all of them again every `reread_images` vectors, and after `eval()`.
+    `scale` is the weight of one device unit (8 uS). Initial weights (in_features + 1, out_features) are drawn from
+    torch's generator unless given, and written open loop. `forward_range` is the largest output in weight units per
+    unit of input that the converter has to cover, `backward_range` likewise per unit of delta. On an array that does no
+    products the layer reads its cells and multiplies on the host; it then reads all of them again every `reread_images`
+    vectors, and after `eval()`.
     """
 
     def __init__(
@@ -59,14 +62,19 @@ class AnalogLinear(nn.Module):
         self.in_features, self.out_features = in_features, out_features
         if initial_weights is None:
             initial_weights = torch.randn(in_features + 1, out_features) * INITIAL_SPREAD * scale
+        if initial_weights.shape != (in_features + 1, out_features):
+            shape = tuple(initial_weights.shape)
+            raise InputError(f"initial weights of shape {shape}: the layer takes {(in_features + 1, out_features)}")
         pairs = DifferentialPairs(tester, in_features + 1, out_features, scale)
         pairs.write(np.arange(len(pairs)), initial_weights.numpy().ravel() * np.float32(UNIT / scale))
         self.weight = AnalogWeight.of(pairs, products(pairs, forward_range, backward_range, reread_images))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(batch, in_features) to (batch, out_features)."""
-        result: Tensor = AnalogProduct.apply(x, self.weight)
-        return result
+        """(..., in_features) to (..., out_features). Raises `InputError` for another number of features."""
+        if x.shape[-1:] != (self.in_features,):
+            raise InputError(f"input of shape {tuple(x.shape)}: the layer takes (..., {self.in_features})")
+        result: Tensor = AnalogProduct.apply(x.reshape(-1, self.in_features), self.weight)  # type: ignore[no-untyped-call]
+        return result.reshape(*x.shape[:-1], self.out_features)
 
     def train(self, mode: bool = True) -> Self:
         """As in torch; entering evaluation makes a host-multiplied layer read its cells again."""
@@ -88,7 +96,8 @@ def multiply(x: F32, weight: AnalogWeight) -> tuple[F32, F32]:
 
 def multiply_back(delta: F32, x: F32, weight: AnalogWeight, inputs: bool) -> F32 | None:
     """Leave (x, delta) with the weight; with `inputs`, the gradient (batch, rows - 1) of the layer's inputs."""
-    weight.factors.append((x, delta))
+    if weight.requires_grad:
+        weight.factors.append((x, delta))
     return np.ascontiguousarray(weight.products.backward(delta)[:, :-1]) if inputs else None
 
 

@@ -19,7 +19,7 @@ U16 = npt.NDArray[np.uint16]
 
 @dataclass(frozen=True)
 class Placement:
-    """The devices of a (rows, columns) matrix of weights, flat over (row, column), and the blocks they form (none on a serial chip)."""
+    """The devices of a (rows, columns) matrix, flat over (row, column), and their blocks (none on a serial chip)."""
 
     plus: Cells  # (rows * columns,)
     minus: Cells  # (rows * columns,)
@@ -40,10 +40,15 @@ class Floorplan:
 
     def place(self, rows: int, columns: int) -> Placement:
         """Devices for `rows` x `columns` weights; raises `InputError` if the chip has too few left."""
-        if self._chip.mvm == MvmMode.NONE:
-            return self._serial(rows, columns)
-        blocks = tuple(self._blocks(rows, columns))
-        return _placement(rows, columns, blocks, self._chip.readout)
+        before = list(self._next)
+        try:
+            if self._chip.mvm == MvmMode.NONE:
+                return self._serial(rows, columns)
+            blocks = tuple(self._blocks(rows, columns))
+            return _placement(rows, columns, blocks, self._chip.readout)
+        except InputError:
+            self._next = before  # a smaller matrix may still fit
+            raise
 
     def _serial(self, rows: int, columns: int) -> Placement:
         """Any cells do, in pairs; stuck ones are skipped."""
@@ -101,8 +106,8 @@ class Floorplan:
     def _too_small(self, rows: int, columns: int, needs: str, has: str) -> InputError:
         c = self._chip
         return InputError(
-            f"the chip is too small: a {rows} x {columns} layer needs {needs}, {has} on {c.arrays} arrays of {c.rows} x {c.columns}; "
-            "use a chip with more or larger arrays, or a smaller network"
+            f"the chip is too small: a {rows} x {columns} layer needs {needs}, {has} on {c.arrays} arrays "
+            f"of {c.rows} x {c.columns}; use a chip with more or larger arrays, or a smaller network"
         )
 
 

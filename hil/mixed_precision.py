@@ -1,7 +1,8 @@
 """Mixed-precision in-memory training: Nandakumar et al., Front. Neurosci. 14, 406 (2020).
 
-The host accumulates the gradient steps of each weight in chi. Where |chi| reaches the device granularity, the devices get SET pulses,
-blind, and chi gives up what they stand for. Pairs that have run out of range are refreshed: RESET, and their difference written again.
+The host accumulates the gradient steps of each weight in chi. Where |chi| reaches the device granularity, the devices
+get SET pulses, blind, and chi gives up what they stand for. Pairs that have run out of range are refreshed: RESET, and
+their difference written again.
 """
 
 from collections.abc import Callable, Iterable
@@ -23,10 +24,10 @@ MOST_PULSES = 65535
 
 @dataclass(frozen=True)
 class Refresh:
-    """When pairs are refreshed: every `images`, those with a device above `above` (S) and a difference below `below` (S).
+    """Which pairs are refreshed every `images`: those with a device above `above` and a difference below `below` (S).
 
-    RECALLED (100 images; above 8 uS; below 6 uS). `watch` is the fraction of `above` from which on a pair is measured again at each check
-    even without pulses. CHOSEN.
+    RECALLED (100 images; above 8 uS; below 6 uS). `watch` is the fraction of `above` from which on a pair is measured
+    again at each check even without pulses. CHOSEN.
     """
 
     images: int = 100
@@ -45,7 +46,7 @@ class LayerCounts:
 
 
 class _Layer:
-    """The optimizer's state for one analog weight; chi (rows, columns) is shared with torch's state of the parameter."""
+    """The optimizer's state for one analog weight; chi (rows, columns) is shared with torch's."""
 
     def __init__(self, weight: AnalogWeight, chi: Tensor) -> None:
         self.weight = weight
@@ -96,8 +97,8 @@ class _Layer:
 class MixedPrecisionSGD(torch.optim.Optimizer):
     """SGD whose analog weights are updated by blind SET pulses; other parameters of the model are updated by plain SGD.
 
-    `granularity` is epsilon in device units; `max_pulses` limits the pulses per weight and step (1 as on the paper's chip, None for no
-    limit); `refresh=None` never refreshes.
+    `granularity` is epsilon in device units; `max_pulses` limits the pulses per weight and step (1 as on the paper's
+    chip, None for no limit); `refresh=None` never refreshes.
     """
 
     def __init__(
@@ -106,7 +107,7 @@ class MixedPrecisionSGD(torch.optim.Optimizer):
         lr: float,
         granularity: float = GRANULARITY,
         max_pulses: int | None = None,
-        refresh: Refresh | None = Refresh(),  # noqa: B008 - immutable
+        refresh: Refresh | None = Refresh(),
     ) -> None:
         if not lr > 0 or not granularity > 0 or (max_pulses is not None and max_pulses < 1):
             raise InputError(f"lr={lr}, granularity={granularity} and max_pulses={max_pulses} must be above 0")
@@ -134,7 +135,7 @@ class MixedPrecisionSGD(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Take the gradients of the last backward passes into chi, send the pulses they ask for, refresh when it is time."""
+        """Take the gradients of the last backward passes into chi, send pulses, and refresh when it is time."""
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -1,5 +1,7 @@
 """Build the network of an experiment, on a tester or in floating point, with the same initial weights."""
 
+from itertools import pairwise
+
 import numpy as np
 import torch
 from torch import nn
@@ -21,7 +23,7 @@ def build(
     sizes = [features, *settings.hidden, classes]
     rng = np.random.default_rng(seed)
     layers: list[nn.Module] = []
-    for inputs, outputs in zip(sizes[:-1], sizes[1:], strict=True):
+    for inputs, outputs in pairwise(sizes):
         weights = torch.from_numpy(
             rng.standard_normal((inputs + 1, outputs), np.float32) * np.float32(settings.initial_spread)
         )
@@ -58,7 +60,7 @@ def check(settings: Settings, features: int, classes: int, capabilities: Capabil
     """Raise `InputError` if the network does not fit a tester, before anything is sent to it."""
     plan = Floorplan(capabilities)
     sizes = [features, *settings.hidden, classes]
-    for inputs, outputs in zip(sizes[:-1], sizes[1:], strict=True):
+    for inputs, outputs in pairwise(sizes):
         plan.place(inputs + 1, outputs)
     if capabilities.mvm == MvmMode.ANALOG:
         gain_for(settings.forward_range, settings.weight_scale, capabilities)

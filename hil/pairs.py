@@ -11,14 +11,14 @@ from hil.protocols.errors import InputError
 from hil.protocols.messages import Cells, Operation, PulseBatch
 
 UNIT = 8e-6
-"""S of conductance difference for one device unit. RECALLED (W in [-1, 1] is G+ - G- in [-8, 8] uS; Nandakumar 2020)."""
+"""S of difference for one device unit. RECALLED (W in [-1, 1] is G+ - G- in [-8, 8] uS; Nandakumar 2020)."""
 
 F32 = npt.NDArray[np.float32]
 Index = npt.NDArray[np.integer[Any]]
 
 
 class DifferentialPairs:
-    """A (rows, columns) matrix of weights on pairs of devices; a weight is named by its flat index, row * columns + column."""
+    """A (rows, columns) matrix of weights on pairs of devices; a weight's flat index is row * columns + column."""
 
     def __init__(self, tester: ArrayTester, rows: int, columns: int, scale: float) -> None:
         plan = floorplan(tester)
@@ -38,7 +38,7 @@ class DifferentialPairs:
         return self.shape[0] * self.shape[1]
 
     def pulse(self, index: Index, pulses: Index) -> None:
-        """Send SET pulses, blind, that raise (positive) or lower (negative) weights by steps; stuck devices get none."""
+        """Send SET pulses, blind, that raise (positive) or lower (negative) weights; stuck devices get none."""
         self._send(Operation.SET, index + len(self) * (pulses < 0), np.abs(pulses))
 
     def measure(self, index: Index) -> tuple[F32, F32]:
@@ -49,7 +49,8 @@ class DifferentialPairs:
     def write(self, index: Index, difference: F32) -> None:
         """RESET both devices of each named weight, then set G+ - G- (S) open loop by the inverse of the mean staircase.
 
-        Where one device is stuck, the other one carries the weight. Nothing is verified: the result scatters with the programming noise.
+        Where one device is stuck, the other one carries the weight. Nothing is verified: the result scatters with the
+        programming noise.
         """
         if not len(self._staircase):
             raise InputError("the tester knows no staircase (capabilities), so weights cannot be written open loop")

@@ -1,4 +1,4 @@
-"""Products of vectors with the weights of one layer: by the array itself, or on the host with conductances read from it."""
+"""Products of vectors with the weights of a layer: by the array itself, or on the host with what it reads there."""
 
 from abc import ABC, abstractmethod
 
@@ -104,7 +104,8 @@ def gain_for(output: float, scale: float, capabilities: Capabilities) -> int:
     if not len(enough):
         most = capabilities.mvm_ranges[-1] * weight_per_ampere(scale, capabilities)
         raise InputError(
-            f"outputs of {output:g} weight units are beyond the tester's largest range of {most:g}; lower the layer's range"
+            f"outputs of {output:g} weight units are beyond the tester's largest range of {most:g}; "
+            "lower the layer's range"
         )
     return int(enough[0])
 
@@ -117,8 +118,8 @@ def weight_per_ampere(scale: float, capabilities: Capabilities) -> float:
 class HostProducts(Products):
     """The host multiplies with the conductances it has read.
 
-    Programmed cells are read again before their next use, and all cells after `reread_images` vectors, because one noisy reading held for
-    ever costs accuracy and hides drift.
+    Programmed cells are read again before their next use, and all cells after `reread_images` vectors, because one
+    noisy reading held for ever costs accuracy and hides drift.
     """
 
     def __init__(self, pairs: DifferentialPairs, reread_images: int) -> None:
@@ -169,7 +170,8 @@ class HostProducts(Products):
 def not_finite(direction: Direction) -> DivergedError:
     """The error for a vector that no converter can take."""
     return DivergedError(
-        f"a {direction.name.lower()} product was asked of a vector that is not finite: training has diverged; lower the rate"
+        f"a {direction.name.lower()} product was asked of a vector that is not finite: training has diverged; "
+        "lower the rate"
     )
 
 

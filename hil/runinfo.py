@@ -8,7 +8,7 @@ from hil.data.run import Run
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """State, configuration, tester, counts and metrics of a run file, JSON-able. Raises `InputError` for a file that is none."""
+    """State, configuration, tester, counts and metrics, JSON-able. Raises `InputError` for what is no run file."""
     with Run.open(path) as run:
         config, metrics = run.config, run.metrics
         rows = [

@@ -9,7 +9,7 @@ from hil.protocols.messages import Cells, Operation, PulseBatch
 PULSES = 10
 """SET pulses after which a working cell is far from its RESET state. CHOSEN."""
 MOVED = 0.15
-"""A cell works if the pulses moved it by this fraction of what they do on average, and the RESET brought it below that. CHOSEN."""
+"""A cell works if pulses move it by this fraction of their mean effect, and a RESET brings it below that. CHOSEN."""
 
 
 def all_cells(tester: ArrayTester) -> Cells:

@@ -21,8 +21,8 @@ from hil.instruments.batching import BatchingTester
 from hil.instruments.tester import ArrayTester
 from hil.interrupt import Interrupt
 from hil.layers import AnalogLinear
-from hil.mixed_precision import MixedPrecisionSGD, Refresh
 from hil.mapping import floorplan
+from hil.mixed_precision import MixedPrecisionSGD, Refresh
 from hil.network import analog_layers, build, check
 from hil.pace import Pace
 from hil.passes import Passes, accuracy, passes
@@ -166,7 +166,7 @@ class Training:
                 self._pace.images_done(len(batch))
             hits = int(np.count_nonzero(outputs.argmax(1) == labels[batch]))
             right += hits
-            loss += 0.5 * float(np.square(outputs - targets).sum())
+            loss += 0.5 * float(np.square(outputs - targets, dtype=np.float64).sum())
             self._images_done(len(batch), hits)
             if interrupt.requested:
                 break

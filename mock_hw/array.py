@@ -122,6 +122,10 @@ class Chip:
                 at += len(block.rows)
         return out, saturated
 
+    def forget_regions(self) -> None:
+        """Drop what is kept ready for products: the next firmware numbers its regions from 0 again."""
+        self._tiles.clear()
+
     def _tiles_of(self, region: Region) -> list[Tile]:
         if region.handle not in self._tiles:
             p = self.parameters

@@ -41,6 +41,7 @@ class Firmware:
 
     def __init__(self, chip: Chip) -> None:
         self.chip = chip
+        chip.forget_regions()
         self.capabilities: Capabilities = chip.parameters.capabilities()
         self.regions: list[Region] = []
         self.last_op_id = 0
@@ -144,7 +145,7 @@ class Firmware:
         self._check_batch(shape[0], "vectors")
         if not 0 <= gain < len(self.capabilities.mvm_ranges):
             raise LimitError(f"gain {gain} is outside 0 to {len(self.capabilities.mvm_ranges) - 1}")
-        if not np.issubdtype(vectors.codes.dtype, np.signedinteger):
+        if vectors.codes.dtype.kind != "i":
             raise LimitError(f"DAC codes must be signed integers, not {vectors.codes.dtype}")
         top = largest(vectors.codes)
         if top > self.capabilities.dac_top:

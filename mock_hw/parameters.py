@@ -7,8 +7,7 @@ class PcmParameters(NamedTuple):
     """Statistical model of a PCM cell under partial SET pulses: Nandakumar et al., J. Appl. Phys. 124, 152135 (2018).
 
     FOUND: read in public source code that implements the paper (`srnn-pcm`, `xbar.py`). CHOSEN: a decision of this
-    project. A tuple, because compiled kernels take tuples. Every noise source and drift has one flag that switches it
-    off.
+    project. Every noise source and drift has one flag that switches it off.
     """
 
     memory: float = 2.6

@@ -252,14 +252,17 @@ class Region:
         """Inputs of a backward MVM."""
         return max(block.column_offset + len(block.columns) for block in self.blocks)
 
+    @cached_property
+    def _outputs(self) -> tuple[int, int]:
+        return sum(len(block.columns) for block in self.blocks), sum(len(block.rows) for block in self.blocks)
+
     def inputs(self, direction: Direction) -> int:
         """Codes per vector that go in."""
         return self.rows if direction == Direction.FORWARD else self.columns
 
     def outputs(self, direction: Direction) -> int:
         """Codes per vector that come out, over all blocks."""
-        forward = direction == Direction.FORWARD
-        return sum(len(block.columns if forward else block.rows) for block in self.blocks)
+        return self._outputs[direction]
 
 
 @dataclass(frozen=True, slots=True)

@@ -166,6 +166,15 @@ def test_nothing_waits_beyond_the_life_of_a_chip(firmware: Firmware) -> None:
     assert multiply(firmware, 4).saturated == 0
 
 
+def test_a_new_firmware_on_the_same_chip_has_its_own_regions(firmware: Firmware) -> None:
+    pulse(firmware, 1)
+    assert (multiply(firmware, 2).codes > 20).all()
+    rebooted = Firmware(firmware.chip)
+    assert rebooted.regions == []
+    rebooted.register([replace(BLOCK, rows=BLOCK.rows + np.uint16(40))])
+    assert (np.abs(multiply(rebooted, 3).codes) < 20).all()
+
+
 def test_reads_see_the_cells_before_the_time_they_take_and_pulses_count_from_their_end(firmware: Firmware) -> None:
     receipt = pulse(firmware, 1)
     assert (firmware.chip.cells["pulsed_ns"].max(), receipt.time_ns) == (4000, 4000)

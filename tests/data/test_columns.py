@@ -1,0 +1,238 @@
+"""Columns hold what was appended, and after a kill at least what was flushed."""
+
+import shutil
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hil.data.columns import Column, ColumnReader, Field, Table, TableReader, create_file
+from hil.protocols.errors import DataError, StorageError
+
+CHUNK = 8
+FIELD = Field("x", "<i4", "A", "a current")
+ROW = (Field("n", "<i8", "", "number"), Field("kind", "u1", "", "kind"), Field("unit", "S4", "", "unit"))
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Iterator[Any]:
+    with create_file(tmp_path / "columns.h5") as opened:
+        yield opened
+
+
+def new_column(file: Any) -> Column:
+    column = Column(file, FIELD, CHUNK * 4)
+    column.create(FIELD.dtype)
+    return column
+
+
+def flush(file: Any, *columns: Column) -> None:
+    file.flush()
+    for column in columns:
+        column.flush()
+
+
+@contextmanager
+def as_a_killed_writer_leaves_it(file: Any) -> Iterator[Any]:
+    """A copy of the bytes that the system has, which is what remains of the file when its writer is killed now."""
+    copy = Path(file.filename).with_suffix(".copy.h5")
+    shutil.copyfile(file.filename, copy)
+    with h5py.File(copy, "r") as opened:
+        yield opened
+
+
+def read(file: Any, part: Any = slice(None)) -> Any:
+    with as_a_killed_writer_leaves_it(file) as copy:
+        return ColumnReader(copy["x"])[part]
+
+
+def failing(error: BaseException) -> Callable[..., None]:
+    """A function that does nothing but raise."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    return fail
+
+
+def numbers(start: int, stop: int) -> np.ndarray[Any, np.dtype[np.int32]]:
+    return np.arange(start, stop, dtype=np.int32)
+
+
+@settings(max_examples=60, deadline=None)
+@given(sizes=st.lists(st.integers(0, 3 * CHUNK), max_size=12), flushes=st.lists(st.booleans(), min_size=12))
+def test_what_was_flushed_is_read_back_and_nothing_else(
+    tmp_path_factory: pytest.TempPathFactory, sizes: list[int], flushes: list[bool]
+) -> None:
+    with create_file(tmp_path_factory.mktemp("columns") / "columns.h5") as file:
+        column = new_column(file)
+        flush(file, column)
+        total = flushed = 0
+        for size, flush_now in zip(sizes, flushes, strict=False):
+            assert column.append(numbers(total, total + size)) == total
+            total += size
+            if flush_now:
+                flush(file, column)
+                flushed = total
+            np.testing.assert_array_equal(read(file), numbers(0, flushed))
+        column.settle()
+        flush(file, column)
+        np.testing.assert_array_equal(read(file), numbers(0, total))
+        assert file["x/values"].shape == (total,)  # once settled, other programs see the whole column in one dataset
+
+
+def test_a_kill_after_any_write_loses_nothing_flushed_before(file: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    column = new_column(file)
+    flushed, written = 0, 0
+    lengths = []
+    write = h5py.Dataset.__setitem__
+
+    def write_and_look(dataset: Any, part: Any, values: Any) -> None:
+        write(dataset, part, values)
+        found = read(file)
+        np.testing.assert_array_equal(found, numbers(0, len(found)))
+        assert flushed <= len(found) <= written
+        lengths.append(len(found))
+
+    monkeypatch.setattr(h5py.Dataset, "__setitem__", write_and_look)
+    for size in (5, 2 * CHUNK, 1, 1, CHUNK, CHUNK - 2, 3):
+        written += size
+        column.append(numbers(written - size, written))
+        flush(file, column)
+        flushed = written
+    column.settle()
+    flush(file, column)
+    assert lengths.count(5) > 2  # also seen: chunks that are in the file, but not yet in the column
+
+
+@pytest.mark.parametrize("settled", [False, True])
+def test_a_part_of_a_column_is_read_like_a_part_of_an_array(file: Any, settled: bool) -> None:
+    column = new_column(file)
+    column.append(numbers(0, 21))
+    if settled:
+        column.settle()
+    flush(file, column)
+    whole = numbers(0, 21)
+    with as_a_killed_writer_leaves_it(file) as copy:
+        reader = ColumnReader(copy["x"])
+        assert len(reader) == 21
+        assert (reader.units, reader.description, reader.dtype.str) == ("A", "a current", "<i4")
+        for part in (slice(3, 7), slice(14, 20), slice(18, 99), slice(-4, None), slice(1, None, 3), slice(9, 2)):
+            np.testing.assert_array_equal(reader[part], whole[part])
+        assert [reader[0], reader[15], reader[16], reader[-1]] == [0, 15, 16, 20]
+        with pytest.raises(IndexError):
+            reader[21]
+        with pytest.raises(IndexError, match="step -1"):
+            reader[::-1]
+
+
+def test_matrices_are_stored_row_after_row(file: Any) -> None:
+    column = new_column(file)
+    matrix = numbers(0, 12).reshape(3, 4)
+    column.append(matrix.T)  # not contiguous
+    flush(file, column)
+    np.testing.assert_array_equal(read(file), matrix.T.ravel())
+
+
+def test_an_appended_array_may_change_afterwards(file: Any) -> None:
+    column = new_column(file)
+    values = numbers(0, 3)
+    column.append(values)
+    values[:] = -1
+    flush(file, column)
+    np.testing.assert_array_equal(read(file), [0, 1, 2])
+
+
+def test_the_first_values_give_the_type_where_the_field_has_none(file: Any) -> None:
+    column = Column(file, Field("x", "", "", "codes"), 32)
+    flush(file, column)
+    assert "x" not in file
+    column.append(np.array([1.5], np.float32))
+    flush(file, column)
+    assert read(file, 0) == 1.5
+    with pytest.raises(StorageError, match=r"x holds float32, got int8"):
+        column.append(np.zeros(1, np.int8))
+
+
+def test_a_chunk_that_cannot_be_written_is_kept_and_tried_again(file: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    column = new_column(file)
+    with monkeypatch.context() as patch:
+        patch.setattr(h5py.Dataset, "__setitem__", failing(OSError(28, "disk full")))
+        with pytest.raises(StorageError, match=r"x: cannot be written \(No space left on device\)"):
+            column.append(numbers(0, CHUNK))
+    assert file["x/values"].shape == (0,)
+    column.append(numbers(CHUNK, CHUNK + 1))
+    flush(file, column)
+    np.testing.assert_array_equal(read(file), numbers(0, CHUNK + 1))
+
+
+@pytest.mark.parametrize("positions", [(CHUNK, CHUNK + 2), (-1, 2), (0, CHUNK + 1), (3, 2)])
+def test_a_tail_that_does_not_fit_its_chunks_is_damage(file: Any, positions: tuple[int, int]) -> None:
+    flush(file, new_column(file))
+    file["x/tail_range"][:] = positions
+    with pytest.raises(DataError, match="do not fit together"):
+        read(file)
+
+
+def test_a_column_without_its_datasets_is_damage(file: Any) -> None:
+    flush(file, new_column(file))
+    del file["x/tail"]
+    file.flush()
+    with pytest.raises(DataError, match=r"/x cannot be read \(.*tail.*doesn't exist"):
+        read(file)
+
+
+def test_rows_become_columns_of_equal_length(file: Any) -> None:
+    table = Table(file, ROW, 4)
+    for number in range(3000):  # more than the table holds as rows
+        table.append(number, number % 7, b"A")
+    assert len(table) == 3000
+    table.sort()
+    flush(file, *table.columns)
+    with as_a_killed_writer_leaves_it(file) as copy:
+        reader = TableReader(copy, [field.name for field in ROW])
+        assert reader.rows == 3000
+        np.testing.assert_array_equal(reader["n"][:], np.arange(3000))
+        np.testing.assert_array_equal(reader["kind"][:], np.arange(3000) % 7)
+        assert set(reader["unit"][:]) == {b"A"}
+
+
+def test_a_row_exists_only_once_all_its_columns_have_it(file: Any) -> None:
+    table = Table(file, ROW, 4)
+    table.append(1, 2, b"A")
+    table.sort()
+    flush(file, *table.columns)
+    table.append(2, 3, b"A")
+    table.sort()
+    flush(file, *table.columns[:2])  # killed before the last column
+    with as_a_killed_writer_leaves_it(file) as copy:
+        assert TableReader(copy, [field.name for field in ROW]).rows == 1
+
+
+def test_rows_are_sorted_once_though_sorting_was_interrupted(file: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = Table(file, ROW, 4)
+    table.append(1, 2, b"A")
+    with monkeypatch.context() as patch:
+        patch.setattr(table.columns[1], "append", failing(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            table.sort()
+    table.append(2, 3, b"A")
+    table.sort()
+    flush(file, *table.columns)
+    with as_a_killed_writer_leaves_it(file) as copy:
+        reader = TableReader(copy, ["n", "kind"])
+        assert (reader["n"][:].tolist(), reader["kind"][:].tolist()) == ([1, 2], [2, 3])
+
+
+def test_a_number_too_large_for_its_field_is_an_error(file: Any) -> None:
+    table = Table(file, ROW, 4)
+    with pytest.raises(struct.error):
+        table.append(1, 256, b"A")
+    assert len(table) == 0

@@ -1,0 +1,201 @@
+"""Products with the weights of a layer: those of the conductances, to within the converters' resolution."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from pytest_mock import MockerFixture
+
+from hil.instruments.tester import ArrayTester
+from hil.pairs import DifferentialPairs
+from hil.products import AnalogProducts, HostProducts, gain_for, products, weight_per_ampere
+from hil.protocols.errors import DivergedError, InputError
+from hil.protocols.messages import Direction
+
+MakeTester = Callable[..., ArrayTester]
+WeightsOf = Callable[[DifferentialPairs], npt.NDArray[np.float64]]
+READ_ERROR = 1e-4  # weight units, of the truth as read from an ideal chip
+BAD = [np.nan, np.inf, -np.inf]
+
+
+def random_pairs(tester: ArrayTester, rows: int, columns: int, scale: float = 1.0, spread: float = 3e-6) -> Any:
+    pairs = DifferentialPairs(tester, rows, columns, scale)
+    rng = np.random.default_rng(5)
+    pairs.write(np.arange(len(pairs)), (spread * rng.standard_normal(len(pairs))).astype(np.float32))
+    return pairs
+
+
+def vectors(batch: int, lines: int) -> npt.NDArray[np.float32]:
+    """Of very different sizes, one all zero."""
+    rng = np.random.default_rng(6)
+    size = 10.0 ** np.arange(batch)[:, None] / 100
+    size[batch // 2] = 0 if batch > 1 else 1
+    return (rng.standard_normal((batch, lines)) * size).astype(np.float32)
+
+
+@pytest.mark.parametrize("readout", ["differential", "single"])
+@pytest.mark.parametrize("bits", [16, 8])
+@pytest.mark.parametrize("geometry", [(1, 64, 64), (8, 16, 16)], ids=["one block", "many blocks"])
+@pytest.mark.parametrize("scale", [1.0, 0.2])
+def test_analog_products_are_those_of_the_conductances(
+    readout: str,
+    bits: int,
+    geometry: tuple[int, int, int],
+    scale: float,
+    make_tester: MakeTester,
+    weights_of: WeightsOf,
+) -> None:
+    arrays, rows, columns = geometry
+    tester = make_tester(arrays=arrays, rows=rows, columns=columns, readout=readout, dac_bits=bits, adc_bits=bits)
+    pairs = random_pairs(tester, 33, 10, scale)
+    analog = AnalogProducts(pairs, 12.0 * scale, 6.0 * scale)
+    exact = make_tester(arrays=arrays, rows=rows, columns=columns, readout=readout)
+    weight = weights_of(random_pairs(exact, 33, 10, scale))  # an equal chip, read with 16 bits
+    top, wires, row_blocks = 2 ** (bits - 1) - 1, 2 if readout == "single" else 1, -(-33 // rows)
+    column_blocks = 1 if columns == 64 else 2
+    for direction, matrix, range_, blocks in (
+        (Direction.FORWARD, weight, 12 * scale, row_blocks),
+        (Direction.BACKWARD, weight.T, 6 * scale, column_blocks),
+    ):
+        x = vectors(5, matrix.shape[0])
+        y = analog.forward(x) if direction == Direction.FORWARD else analog.backward(x)
+        peak = np.abs(x).max(1)[:, None].astype(float)
+        resolution = peak / top * (np.abs(matrix).sum(0) / 2 + wires * blocks * range_ / 2)
+        error = np.abs(y - x.astype(float) @ matrix)
+        assert (error <= 1.001 * resolution + READ_ERROR * scale * np.abs(x).sum(1)[:, None] + 1e-12).all()
+        assert y.any()
+    assert analog.saturated == {Direction.FORWARD: 0, Direction.BACKWARD: 0}
+    assert analog.converted[Direction.FORWARD] >= 5 * 10
+
+
+def test_a_batch_gives_what_its_vectors_give_one_by_one(make_tester: MakeTester) -> None:
+    analog = AnalogProducts(random_pairs(make_tester(), 20, 7), 12.0, 4.0)
+    x = vectors(5, 20)
+    np.testing.assert_array_equal(analog.forward(x), np.concatenate([analog.forward(x[n : n + 1]) for n in range(5)]))
+
+
+def test_outputs_beyond_the_range_are_held_at_its_end_and_counted(make_tester: MakeTester) -> None:
+    pairs = DifferentialPairs(make_tester(), 20, 2, 1.0)
+    pairs.write(np.arange(40), np.tile(np.array([8e-6, 0], np.float32), 20))
+    analog = AnalogProducts(pairs, 12.0, 4.0)
+    y = analog.forward(np.ones((3, 20), np.float32))
+    np.testing.assert_allclose(y[:, 0], 12, rtol=1e-3)  # 20 would be right
+    assert analog.saturated[Direction.FORWARD] == 3
+    assert analog.converted[Direction.FORWARD] == 6
+
+
+@pytest.mark.parametrize(
+    ("output", "span"), [(12.0, 12.0), (4.0, 4.0), (3.9, 4.0), (4.1, 6.0), (0.01, 1.0), (48.0, 48)]
+)
+def test_the_smallest_range_that_covers_the_output_is_chosen(
+    output: float, span: float, make_tester: MakeTester
+) -> None:
+    capabilities = make_tester().capabilities()
+    for scale in (1.0, 0.25):
+        full_scale = capabilities.mvm_ranges[gain_for(output * scale, scale, capabilities)]
+        assert full_scale * weight_per_ampere(1.0, capabilities) == pytest.approx(span)
+
+
+def test_an_output_that_no_range_covers_is_refused(make_tester: MakeTester) -> None:
+    with pytest.raises(InputError, match=r"50 weight units are beyond the tester's largest range of 48"):
+        gain_for(50.0, 1.0, make_tester().capabilities())
+
+
+@pytest.mark.parametrize("mvm", ["analog", "none"])
+@pytest.mark.parametrize("bad", BAD)
+def test_a_vector_that_is_not_finite_ends_training(mvm: str, bad: float, make_tester: MakeTester) -> None:
+    layer = products(random_pairs(make_tester(mvm=mvm), 3, 2), 12.0, 4.0, 100)
+    with pytest.raises(DivergedError, match=r"a forward product .* not finite"):
+        layer.forward(np.array([[0, bad, 1]], np.float32))
+    with pytest.raises(DivergedError, match=r"a backward product .* not finite"):
+        layer.backward(np.array([[bad, 1]], np.float32))
+
+
+def test_the_tester_decides_who_multiplies(make_tester: MakeTester) -> None:
+    assert isinstance(products(random_pairs(make_tester(), 3, 2), 12.0, 4.0, 100), AnalogProducts)
+    assert isinstance(products(random_pairs(make_tester(mvm="none"), 3, 2), 12.0, 4.0, 100), HostProducts)
+
+
+class TestHostProducts:
+    @pytest.fixture
+    def pairs(self, make_tester: MakeTester) -> Any:
+        return random_pairs(make_tester(mvm="none"), 20, 7, 0.5)
+
+    def test_products_are_those_of_the_cells_as_read(self, pairs: DifferentialPairs, weights_of: WeightsOf) -> None:
+        host, weight = HostProducts(pairs, 100), weights_of(pairs)
+        x, delta = vectors(5, 20), vectors(5, 7)
+        np.testing.assert_allclose(host.forward(x), x @ weight, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(host.backward(delta), delta @ weight.T, rtol=1e-4, atol=1e-6)
+
+    def test_cells_are_read_once_and_again_only_where_programmed(
+        self, pairs: DifferentialPairs, weights_of: WeightsOf, mocker: MockerFixture
+    ) -> None:
+        host = HostProducts(pairs, 100)
+        reads = mocker.spy(pairs.tester, "read")
+        x = vectors(1, 20)
+        host.forward(x)
+        assert [len(call.args[0]) for call in reads.call_args_list] == [280]
+        host.backward(vectors(1, 7))
+        host.forward(x)
+        assert reads.call_count == 1
+        for index in ([3, 50], [50, 51]):  # two updates before the next use
+            pairs.pulse(np.array(index), np.array([1, -1]))
+            host.changed(np.array(index))
+        weight = weights_of(pairs)
+        reads.reset_mock()
+        np.testing.assert_allclose(host.backward(vectors(1, 7)), vectors(1, 7) @ weight.T, rtol=1e-4, atol=1e-6)
+        (call,) = reads.call_args_list
+        placement = pairs.placement
+        wanted = [(cells.row[n], cells.column[n]) for cells in (placement.plus, placement.minus) for n in (3, 50, 51)]
+        assert list(zip(call.args[0].row, call.args[0].column, strict=True)) == wanted
+
+    def test_all_cells_are_read_again_after_so_many_vectors(
+        self, pairs: DifferentialPairs, mocker: MockerFixture
+    ) -> None:
+        host = HostProducts(pairs, 6)
+        reads = mocker.spy(pairs.tester, "read")
+        at = []
+        for _ in range(10):
+            host.forward(vectors(2, 20))
+            host.backward(vectors(2, 7))
+            at.append(reads.call_count)
+        assert at == [1, 1, 1, 2, 2, 2, 3, 3, 3, 4]
+        assert all(len(call.args[0]) == 280 for call in reads.call_args_list)
+
+    def test_what_is_forgotten_is_read_again(self, pairs: DifferentialPairs, mocker: MockerFixture) -> None:
+        host = HostProducts(pairs, 100)
+        host.forward(vectors(1, 20))
+        reads = mocker.spy(pairs.tester, "read")
+        host.forget()
+        host.changed(np.array([1]))
+        host.forward(vectors(1, 20))
+        assert [len(call.args[0]) for call in reads.call_args_list] == [280]
+
+    def test_cells_that_the_host_was_not_told_of_keep_their_old_reading(self, pairs: DifferentialPairs) -> None:
+        host = HostProducts(pairs, 100)
+        before = host.forward(vectors(1, 20))
+        pairs.pulse(np.arange(140), np.full(140, 3))
+        np.testing.assert_array_equal(host.forward(vectors(1, 20)), before)
+
+    def test_each_reading_of_a_noisy_chip_gives_other_weights(self, make_tester: MakeTester) -> None:
+        pairs = random_pairs(make_tester("pcm-90nm"), 20, 7)
+        host = HostProducts(pairs, 100)
+        x = vectors(1, 20)
+        first, second = host.forward(x), host.forward(x)
+        host.forget()
+        np.testing.assert_array_equal(first, second)
+        assert (host.forward(x) != first).any()
+
+
+def test_a_layer_of_another_scale_has_weights_in_proportion(make_tester: MakeTester) -> None:
+    small, large = (AnalogProducts(random_pairs(make_tester(), 20, 7, s), 12.0 * s, 4.0 * s) for s in (0.1, 1.0))
+    x = vectors(1, 20)
+    np.testing.assert_allclose(10 * small.forward(x), large.forward(x), rtol=1e-5)
+
+
+def test_full_scale_in_amperes_is_weight_units_times_the_voltage_on_a_unit(make_tester: MakeTester) -> None:
+    capabilities = replace(make_tester().capabilities(), read_voltage=0.5)
+    assert 1 / weight_per_ampere(1.0, capabilities) == pytest.approx(0.5 * 8e-6)
