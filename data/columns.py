@@ -7,7 +7,8 @@ A column is a group of three datasets:
     tail_range  two positions in the column: of the first element of the tail, and after the last one
 
 The second position is the length of the column. It is written last; a reader takes each element from `values` if it is
-there and else from `tail`. So a kill at any moment leaves the elements of the last flush, or more.
+there and else from `tail`. So a kill leaves the elements of the last flush, or more. One gap remains: HDF5 writes its
+own index in several steps when it is flushed after a chunk or object was added; a kill between them may damage it.
 """
 
 import os

@@ -1,5 +1,6 @@
 """Choose a tester by its URI: the one place that knows all of them."""
 
+import os
 from pathlib import Path
 from urllib.parse import parse_qsl
 
@@ -43,7 +44,9 @@ def connect(uri: str, seed: int | np.random.SeedSequence) -> ArrayTester:
 
 
 def _kept_chip(path: Path, changes: dict[str, str], seed: int | np.random.SeedSequence) -> ArrayTester:
-    if path.exists():
+    if not os.path.isdir(path.parent) or not os.access(path.parent, os.W_OK):
+        raise InputError(f"no folder {path.parent} that can be written, where the chip {path.name} is to be kept")
+    if os.path.exists(path):
         if changes:
             raise InputError(
                 f"{path} holds a chip already, so {', '.join(changes)} cannot be set; "
@@ -53,8 +56,6 @@ def _kept_chip(path: Path, changes: dict[str, str], seed: int | np.random.SeedSe
         return TwinTester(firmware, model, chip_id, path)
     if "chip" not in changes:
         raise InputError(f"no chip at {path}; twin:{path}?chip={DEFAULT_CHIP} makes a new one there")
-    if not path.parent.is_dir():
-        raise InputError(f"no folder {path.parent} for a new chip {path.name}")
     return _new_chip(changes.pop("chip"), changes, seed, path)
 
 

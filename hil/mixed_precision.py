@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hil import kernels
+from hil.kernels import F32, NOT_FINITE, accumulate
 from hil.layers import AnalogWeight
 from hil.protocols.errors import DivergedError, InputError
 
@@ -50,7 +50,7 @@ class _Layer:
 
     def __init__(self, weight: AnalogWeight, chi: Tensor) -> None:
         self.weight = weight
-        self.chi: kernels.F32 = chi.numpy()
+        self.chi: F32 = chi.numpy()
         self.index = np.empty(chi.numel(), np.int32)
         self.pulses = np.empty(chi.numel(), np.int32)
         self.suspects = np.zeros(chi.numel(), np.bool_)  # pairs to be measured at the next refresh check
@@ -66,10 +66,10 @@ class _Layer:
         )
         weight.factors.clear()
         rate = lr / weight.pairs.scale  # chi is in device units
-        count = kernels.accumulate(
+        count = accumulate(
             self.chi, x, delta, rate, granularity, max_pulses or MOST_PULSES, self.index, self.pulses
         )
-        if count == kernels.NOT_FINITE:
+        if count == NOT_FINITE:
             raise DivergedError("a gradient is not finite: training has diverged; lower the rate")
         if count:
             index, pulses = self.index[:count].copy(), self.pulses[:count]

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 import numpy as np
 import numpy.typing as npt
 
-from hil import kernels
+from hil.kernels import I64, combine, product, quantise, transposed_product
 from hil.pairs import UNIT, DifferentialPairs, Index
 from hil.protocols.errors import DivergedError, InputError
 from hil.protocols.messages import Capabilities, Direction, MvmMode, Readout, Vectors
@@ -78,19 +78,19 @@ class AnalogProducts(Products):
     def forget(self) -> None:
         """Nothing is remembered that could be stale."""
 
-    def _multiply(self, x: F32, direction: Direction, places: kernels.I64, outputs: int) -> F32:
+    def _multiply(self, x: F32, direction: Direction, places: I64, outputs: int) -> F32:
         batch, single = len(x), self._single
         paired_inputs = single and direction == Direction.BACKWARD
         codes = np.empty((batch, x.shape[1] * (2 if paired_inputs else 1)), self._capabilities.dac_dtype)
         scale = np.empty(batch, np.float32)
-        if not kernels.quantise(x, self._capabilities.dac_top, codes, scale, paired_inputs):
+        if not quantise(x, self._capabilities.dac_top, codes, scale, paired_inputs):
             raise not_finite(direction)
         readings = self._tester.mvm(self._region, Vectors(codes, scale), direction, self._gain[direction])
         self.saturated[direction] += readings.saturated
         self.converted[direction] += readings.codes.size
         out = np.empty((batch, outputs), np.float32)
         pairwise = single and direction == Direction.FORWARD
-        kernels.combine(readings.codes, places, pairwise, readings.scale * self._factor, scale, out)
+        combine(readings.codes, places, pairwise, readings.scale * self._factor, scale, out)
         return out
 
 
@@ -141,7 +141,7 @@ class HostProducts(Products):
         self._since_read += len(x)
         self._read_stale()
         out = np.empty((len(x), self._pairs.shape[1]), np.float32)
-        kernels.product(x, self._weight, out)
+        product(x, self._weight, out)
         return out
 
     def backward(self, delta: F32) -> F32:
@@ -149,7 +149,7 @@ class HostProducts(Products):
             raise not_finite(Direction.BACKWARD)
         self._read_stale()
         out = np.empty((len(delta), self._pairs.shape[0]), np.float32)
-        kernels.transposed_product(delta, self._weight, out)
+        transposed_product(delta, self._weight, out)
         return out
 
     def changed(self, index: Index) -> None:

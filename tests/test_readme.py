@@ -13,6 +13,11 @@ README = (ROOT / "README.md").read_text()
 HIL = Path(sys.executable).with_name("hil")
 
 
+def run_hil(arguments: list[str], folder: Path) -> None:
+    done = subprocess.run([HIL, *arguments], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"hil {' '.join(arguments)}: {done.stderr}"
+
+
 def commands(section: str) -> list[str]:
     """The `hil` commands of a section."""
     text = README.split(f"## {section}\n")[1].split("\n## ")[0]
@@ -31,13 +36,11 @@ def test_the_quick_start_runs_as_it_stands(tmp_path: Path) -> None:
     quick = [command for command in commands("Quick start") if "mnist" not in command]
     assert len(quick) == 4
     for command in quick:
-        done = subprocess.run([HIL, *shlex.split(command)[1:]], cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, f"{command}: {done.stderr}"
+        run_hil(shlex.split(command)[1:], tmp_path)
 
 
 @pytest.mark.parametrize("command", [command for command in commands("Quick start") if "mnist" in command])
 def test_the_mnist_commands_are_well_formed(command: str, data_dir: Path, tmp_path: Path) -> None:
     command = command.replace("--data-dir data", f"--data-dir {shlex.quote(str(data_dir.resolve()))}")
     short = ["--epochs", "1", "--set", "train_images=200", "--seeds", "1"]
-    done = subprocess.run([HIL, *shlex.split(command)[1:], *short], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    run_hil([*shlex.split(command)[1:], *short], tmp_path)

@@ -1,7 +1,7 @@
 """Measure what the README claims about speed, memory and size: `make bench DATA_DIR=path/to/data`.
 
-Every figure is the median of five interleaved repetitions in one process, on one thread. Without a data folder, images of MNIST's size
-and density are made up.
+Every figure is the median of five interleaved repetitions in one process, on one thread. Without a data folder, images
+of MNIST's size and density are made up.
 """
 
 import argparse
@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
 from hil.bench import open_tester
 from hil.config import load_settings
@@ -96,7 +95,8 @@ def main() -> None:
     data_dir = parser.parse_args().data_dir
     torch.set_num_threads(1)
     data = load("mnist", data_dir) if data_dir else made_up(10_000)
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, python {platform.python_version()}, torch {torch.__version__}")
+    versions = f"python {platform.python_version()}, numpy {np.__version__}, torch {torch.__version__}"
+    print(f"{platform.machine()}, {os.cpu_count()} CPUs, {versions}")
     print(f"784-250-10, batch 1, one thread, {data.name} images; medians of {REPETITIONS} x {IMAGES} images\n")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -110,7 +110,7 @@ def main() -> None:
         for case in cases.values():
             case()  # warm up
         before = os.path.getsize(folder / "analog.h5")
-        rates = {name: [] for name in cases}
+        rates: dict[str, list[float]] = {name: [] for name in cases}
         for _ in range(REPETITIONS):
             for name, case in cases.items():
                 rates[name].append(case())

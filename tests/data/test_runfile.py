@@ -297,7 +297,7 @@ try:
     writer.close("failed", {})
 except StorageError:
     failures.append("close")
-assert failures == [2, 3, 4, "close"], failures
+assert failures == [1, 2, 3, 4, "close"], failures
 """
 
 
