@@ -15,7 +15,9 @@ REFRESH_STORM = 0.02
 SATURATED = {"forward": 0.3, "backward": 0.05, "conductance": 0.2}
 """Fraction of ADC codes, and of SET pulses, that may meet an end of the range. Many outputs may: a sigmoid hides it."""
 FALL = 0.02
-"""Accuracy lost from one evaluation to the next."""
+"""Accuracy lost since the best evaluation,"""
+STANDARD_ERRORS = 4.0
+"""where it is more than so many standard errors of that evaluation."""
 CHANCE = 2.0
 """A network that learns is right so many times more often than by chance,"""
 LEARNING_AFTER = 5000
@@ -64,11 +66,12 @@ class Diagnosis:
                 "the rate may be too high or the initial weights too large",
             )
 
-    def epoch_done(self, accuracy: float) -> None:
-        """Take the first epoch's medians as normal; compare accuracies."""
+    def epoch_done(self, accuracy: float, images: int) -> None:
+        """Take the first epoch's medians as normal; compare the accuracy, measured on so many images, with the best."""
         if not self._normal:
             self._normal = {key: median(values) for key, values in self._rates.items()}
-        if accuracy < self._best - FALL:
+        chance = STANDARD_ERRORS * (self._best * (1 - self._best) / images) ** 0.5
+        if accuracy < self._best - max(FALL, chance):
             self._found("accuracy falling", f"accuracy fell to {accuracy:.2%} from {self._best:.2%}")
         self._best = max(self._best, accuracy)
 

@@ -108,7 +108,7 @@ def result_table(results: Sequence[Result]) -> None:
         "RESET pulses": [f"{result.reset_pulses:,}" for result in results],
         "pairs refreshed": [f"{result.refreshes:,}" for result in results],
         "operations": [f"{result.operations:,}" for result in results],
-        "warnings": [str(len(result.findings)) for result in results],
+        "warnings": [_warnings(result) for result in results],
         "run file": [result.run for result in results],
     }
     first = results[0]
@@ -118,6 +118,12 @@ def result_table(results: Sequence[Result]) -> None:
         Console().print(
             f"mean test accuracy {mean(r.test_accuracy for r in results):.2%} +- {error:.2%} (standard error)"
         )
+
+
+def _warnings(result: Result) -> str:
+    """How many causes, and how often each was seen."""
+    causes = [f"{cause} ({count} times)" for cause, count in result.finding_counts.items()]
+    return "; ".join([f"{len(causes)}", *causes]) if causes else "none"
 
 
 def info_table(found: Mapping[str, Any]) -> None:

@@ -70,7 +70,8 @@ class Result:
     image_period: float  # s of device time, as it was
     interrupted: bool
     images: int
-    findings: tuple[str, ...]
+    findings: tuple[str, ...]  # why the run goes wrong, each cause once
+    finding_counts: dict[str, int]  # how often each cause was seen
 
 
 class Observer(Protocol):
@@ -204,7 +205,7 @@ class Training:
         units = {"image_period": "s", "seconds": "s"}
         self._writer.metrics(row | totals, dict.fromkeys(row | totals, "") | units)
         self._observer.epoch(self._epochs, self._test_accuracy)
-        self._diagnosis.epoch_done(self._test_accuracy)
+        self._diagnosis.epoch_done(self._test_accuracy, len(self._data.test_labels))
 
     def _found(self, text: str) -> None:
         self._writer.message(text)
@@ -234,6 +235,7 @@ class Training:
             images=self._images,
             interrupted=self._interrupted,
             findings=tuple(self._diagnosis.findings),
+            finding_counts=dict(self._diagnosis.counts),
         )
 
 

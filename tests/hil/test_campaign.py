@@ -29,6 +29,7 @@ RESULT = Result(
     interrupted=False,
     images=70,
     findings=(),
+    finding_counts={},
 )
 
 

@@ -48,7 +48,7 @@ class Watched:
         self.diagnosis = Diagnosis(10, self.said.append)
         self.images, self.total = 0, NOTHING
         self.windows(HEALTHY, 10)
-        self.diagnosis.epoch_done(0.9)
+        self.diagnosis.epoch_done(0.9, 10_000)
 
     def windows(self, tally: LayerTally, count: int, accuracy: float = 0.9) -> None:
         for _ in range(count):
@@ -64,7 +64,7 @@ def watched() -> Watched:
 
 def test_more_of_the_same_says_nothing(watched: Watched) -> None:
     watched.windows(HEALTHY, 50)
-    watched.diagnosis.epoch_done(0.89)
+    watched.diagnosis.epoch_done(0.89, 10_000)
     watched.windows(plus(HEALTHY, HEALTHY), 20)
     assert watched.said == []
 
@@ -153,11 +153,21 @@ def test_few_codes_are_no_ground_for_alarm(watched: Watched) -> None:
 
 
 def test_falling_accuracy_is_told_with_what_it_was(watched: Watched) -> None:
-    watched.diagnosis.epoch_done(0.885)
+    watched.diagnosis.epoch_done(0.885, 10_000)
     assert watched.said == []
-    watched.diagnosis.epoch_done(0.87)
-    watched.diagnosis.epoch_done(0.5)
+    watched.diagnosis.epoch_done(0.87, 10_000)
+    watched.diagnosis.epoch_done(0.5, 10_000)
     assert watched.said == ["accuracy fell to 87.00% from 90.00%"]
+
+
+def test_a_fall_within_the_statistics_of_a_small_test_set_is_not_told() -> None:
+    said: list[str] = []
+    diagnosis = Diagnosis(10, said.append)
+    diagnosis.epoch_done(0.96, 359)
+    diagnosis.epoch_done(0.925, 359)  # 3.4 standard errors
+    assert said == []
+    diagnosis.epoch_done(0.91, 359)
+    assert len(said) == 1
 
 
 @pytest.mark.parametrize(("accuracy", "told"), [(0.15, True), (0.25, False)])
