@@ -54,6 +54,9 @@ class DifferentialPairs:
         """
         if not len(self._staircase):
             raise InputError("the tester knows no staircase (capabilities), so weights cannot be written open loop")
+        largest, reach = float(np.abs(difference).max(initial=0)), float(self._staircase[-1] - self._staircase[0])
+        if not largest <= reach:
+            raise InputError(f"a difference of {largest:.3g} S is beyond the {reach:.3g} S that SET pulses reach")
         devices = np.concatenate([index, index + len(self)])
         self._send(Operation.RESET, devices, np.ones(len(devices), np.int64))
         plus, minus = np.maximum(difference, 0), np.maximum(-difference, 0)

@@ -28,6 +28,8 @@ from hil.protocols.messages import (
 )
 
 Reply = TypeVar("Reply", Readings, Receipt)
+MOST_PULSES = 2**22
+"""Pulses in one operation, so that their noise fits into memory. CHOSEN."""
 LONGEST_LIFE = 3.2e9
 """Device time (s) beyond which nothing waits: a hundred years."""
 
@@ -128,6 +130,9 @@ class Firmware:
         self.chip.advance(round(count * seconds * 1e9))
 
     def _locate(self, cells: Cells) -> npt.NDArray[np.int64]:
+        if not len(cells.array) == len(cells.row) == len(cells.column):
+            sizes = (len(cells.array), len(cells.row), len(cells.column))
+            raise LimitError(f"cells have {sizes} arrays, rows and columns; all three must be as many")
         self._check_batch(len(cells), "cells")
         return self.chip.locate(cells)
 
@@ -177,6 +182,11 @@ class Firmware:
         if pulses.counts.shape != (len(pulses.cells),) or pulses.counts.dtype != np.uint16 or not pulses.counts.all():
             got = f"{pulses.counts.dtype} {pulses.counts.shape}"
             raise LimitError(f"pulse counts must be one uint16 of at least 1 per cell; got {got}")
+        total = int(pulses.counts.sum())
+        if total > MOST_PULSES:
+            raise LimitError(
+                f"{total} pulses in one operation are beyond the limit of {MOST_PULSES}; send fewer at once"
+            )
         self._check_shape(pulses.kind, pulses.shape)
 
     def _check_shape(self, kind: Operation, shape: PulseShape) -> None:

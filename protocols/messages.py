@@ -296,7 +296,7 @@ class PulseTrains:
 class Readings:
     """What the instrument gave, without loss: value = (code - offset) * scale, in `unit` (S for cells, A for MVMs).
 
-    Codes have shape (n,) for cells and (batch, outputs) for MVMs. `saturated` counts the codes at the end of the
+    Codes have shape (n,) for cells and (batch, outputs) for MVMs. `saturated` counts the values beyond the
     converter's range.
     """
 

@@ -57,7 +57,7 @@ def test_both_paths_train_bit_for_bit_alike(
         tester = RecordingTester(make_tester(chip, rows=12, columns=64), writer)  # several blocks
         model = network(tester, activation)
         optimizer = MixedPrecisionSGD(model.parameters(), lr=1.0, granularity=0.01, refresh=Refresh(14, 3e-6, 4e-6))
-        way: Passes = path(model, optimizer)  # type: ignore[arg-type]
+        way: Passes = path(model, optimizer)
         pace = Pace(tester, 0.1)
         seen = []
         for first in range(0, IMAGES, batch):
@@ -71,7 +71,7 @@ def test_both_paths_train_bit_for_bit_alike(
         outputs.append(np.concatenate(seen))
         chis.append([optimizer.state[layer.weight]["chi"].numpy() for layer in layers])
         logs.append(log_of(file))
-    np.testing.assert_array_equal(*outputs)
+    np.testing.assert_array_equal(outputs[0], outputs[1])
     for chi, other in zip(*chis, strict=True):
         np.testing.assert_array_equal(chi, other)
     assert logs[0].keys() == logs[1].keys()

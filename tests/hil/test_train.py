@@ -235,12 +235,8 @@ class TestSeeds:
         self, make_job: MakeJob, observer: Any, tmp_path: Path
     ) -> None:
         """On an ideal chip with fine steps the two systems train alike."""
-        fine = {
-            "tester": "twin:ideal?rows=80&columns=256&mean_offset=2e-8",
-            "granularity": 0.0025,
-            "initial_spread": 0.01,
-        }
-        common = {"hidden": "[]", "train_images": 400, "epochs": 1, "lr": 0.1, "initial_spread": 0.01}
+        fine = {"tester": "twin:ideal?rows=80&columns=256&mean_offset=2e-8", "granularity": 0.0025}
+        small = {"hidden": "[]", "train_images": 400, "epochs": 1, "lr": 0.1, "initial_spread": 0.01}
         losses = []
         for n, changes in enumerate([small | fine, small | {"system": "float"}]):
             job = make_job(out=tmp_path / f"{n}.h5", **changes)

@@ -180,3 +180,17 @@ def test_reads_see_the_cells_before_the_time_they_take_and_pulses_count_from_the
     assert (firmware.chip.cells["pulsed_ns"].max(), receipt.time_ns) == (4000, 4000)
     assert read(firmware, 2).time_ns == 44_000
     assert firmware.chip.cells["pulsed_ns"].max() == 4000
+
+
+def test_more_pulses_than_their_noise_finds_room_for_are_refused(firmware: Firmware) -> None:
+    many = np.full(len(CELLS), 65535, np.uint16)
+    batch = PulseBatch(Cells.concatenate([CELLS] * 2), Operation.SET, np.tile(many, 2), firmware.capabilities.set_pulse)
+    with pytest.raises(LimitError, match=r"5242800 pulses in one operation are beyond the limit of 4194304"):
+        firmware.program(1, batch)
+    assert firmware.last_op_id == 0
+
+
+def test_cells_with_index_vectors_of_different_lengths_are_refused(firmware: Firmware) -> None:
+    with pytest.raises(LimitError, match=r"\(40, 39, 40\) arrays, rows and columns"):
+        firmware.read(1, Cells(CELLS.array, CELLS.row[1:], CELLS.column))
+    assert firmware.last_op_id == 0

@@ -87,7 +87,18 @@ def schedule(chip: Chip, seed: int, tiles: list[Tile], check: Callable[[], None]
 def test_drift_followed_late_is_never_off_by_more_than_the_bound(
     make_chip: MakeChip, drifting: dict[str, Any], seed: int
 ) -> None:
-    chip = make_chip(**drifting)
+    check_the_bound(make_chip(**drifting), seed)
+
+
+@pytest.mark.torture
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("drifting", DRIFTING.values(), ids=DRIFTING.keys())
+def test_drift_is_followed_through_many_long_lives(make_chip: MakeChip, drifting: dict[str, Any]) -> None:
+    for seed in range(100, 200):
+        check_the_bound(make_chip(**drifting), seed, steps=1200)
+
+
+def check_the_bound(chip: Chip, seed: int, steps: int = 120) -> None:
     single, pairs = tile_of(chip, SINGLE), tile_of(chip, PAIRS)
     worst = [0.0]
 
@@ -98,7 +109,7 @@ def test_drift_followed_late_is_never_off_by_more_than_the_bound(
         plus, minus = exact(chip, PAIRS)[:, :3], exact(chip, PAIRS)[:, 3:]
         assert (np.abs(pairs.weight - (plus - minus)) <= (DRIFT_BOUND + EXACT) * (plus + minus)).all()
 
-    schedule(chip, seed, [single, pairs], check)
+    schedule(chip, seed, [single, pairs], check, steps)
     assert max(worst) <= DRIFT_BOUND + EXACT
     assert max(worst) > DRIFT_BOUND / 2  # it is followed late: otherwise this test sees nothing
 
