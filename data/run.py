@@ -1,6 +1,7 @@
 """Read a run file; its schema is described in `data/README.md`."""
 
 import json
+import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
@@ -93,7 +94,7 @@ class Run:
     @classmethod
     def open(cls, path: Path) -> Self:
         """Open a run file. Raises DataError where it is missing, truncated, of another kind or of a newer version."""
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise DataError(f"{path}: there is no such file: give the name of a run file")
         try:
             with data_errors(str(path), "the file"):

@@ -161,7 +161,7 @@ class RunWriter:
 
         Raises InputError where the file exists or its folder does not take it.
         """
-        if path.exists() and (not overwrite or path.is_dir()):
+        if os.path.exists(path) and (not overwrite or path.is_dir()):
             raise InputError(f"{path} exists: choose another name, or ask for it to be overwritten if it is a run file")
         place = path.with_name(f".{path.name}.{uuid.uuid4().hex}") if overwrite else path
         try:

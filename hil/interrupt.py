@@ -6,10 +6,14 @@ from typing import Any, Self
 
 
 class Interrupt:
-    """While it is entered, the first Ctrl-C only sets `requested`; a second one raises KeyboardInterrupt at once."""
+    """While it is entered, the first Ctrl-C only sets `requested`; a second one raises KeyboardInterrupt at once.
+
+    After that, or after `hold`, none is raised any more, so that what is being closed is closed whole.
+    """
 
     def __init__(self) -> None:
         self.requested = False
+        self._held = False
         self._previous: Any = None
 
     def __enter__(self) -> Self:
@@ -21,7 +25,12 @@ class Interrupt:
     ) -> None:
         signal.signal(signal.SIGINT, self._previous)
 
+    def hold(self) -> None:
+        """From now on Ctrl-C only sets `requested`."""
+        self._held = True
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
+        if self.requested and not self._held:
+            self._held = True
             raise KeyboardInterrupt
         self.requested = True

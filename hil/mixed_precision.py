@@ -66,9 +66,7 @@ class _Layer:
         )
         weight.factors.clear()
         rate = lr / weight.pairs.scale  # chi is in device units
-        count = accumulate(
-            self.chi, x, delta, rate, granularity, max_pulses or MOST_PULSES, self.index, self.pulses
-        )
+        count = accumulate(self.chi, x, delta, rate, granularity, max_pulses or MOST_PULSES, self.index, self.pulses)
         if count == NOT_FINITE:
             raise DivergedError("a gradient is not finite: training has diverged; lower the rate")
         if count:

@@ -1,5 +1,6 @@
 """Build the network of an experiment, on a tester or in floating point, with the same initial weights."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -10,24 +11,36 @@ from hil.config import Settings
 from hil.instruments.tester import ArrayTester
 from hil.layers import AnalogLinear
 from hil.mapping import Floorplan
+from hil.pairs import UNIT
 from hil.products import gain_for
+from hil.protocols.errors import InputError
 from hil.protocols.messages import Capabilities, MvmMode
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "relu": nn.ReLU}
 
 
-def build(
-    settings: Settings, features: int, classes: int, seed: np.random.SeedSequence, tester: ArrayTester | None
-) -> nn.Sequential:
-    """The network; without a tester its layers are `nn.Linear`."""
-    sizes = [features, *settings.hidden, classes]
-    rng = np.random.default_rng(seed)
+def initial_weights(
+    settings: Settings, sizes: Sequence[int], seed: np.random.SeedSequence, capabilities: Capabilities | None
+) -> list[torch.Tensor]:
+    """A matrix (inputs + 1, outputs) for each layer between `sizes`, drawn from the seed.
+
+    Raises `InputError` if a tester with these capabilities cannot hold them, before anything is sent to it.
+    """
+    if capabilities is not None:
+        _check_size(settings, sizes, capabilities)
+    rng, spread = np.random.default_rng(seed), np.float32(settings.initial_spread)
+    shapes = [(inputs + 1, outputs) for inputs, outputs in pairwise(sizes)]
+    weights = [torch.from_numpy(rng.standard_normal(shape, np.float32) * spread) for shape in shapes]
+    if capabilities is not None:
+        _check_reach(settings, weights, capabilities)
+    return weights
+
+
+def build(settings: Settings, weights: Sequence[torch.Tensor], tester: ArrayTester | None) -> nn.Sequential:
+    """The network with these initial weights; without a tester its layers are `nn.Linear`."""
     layers: list[nn.Module] = []
-    for inputs, outputs in pairwise(sizes):
-        weights = torch.from_numpy(
-            rng.standard_normal((inputs + 1, outputs), np.float32) * np.float32(settings.initial_spread)
-        )
-        layers += [_linear(settings, weights, tester), ACTIVATIONS[settings.activation]()]
+    for matrix in weights:
+        layers += [_linear(settings, matrix, tester), ACTIVATIONS[settings.activation]()]
     layers[-1:] = [nn.Sigmoid()] if settings.output == "sigmoid" else []
     return nn.Sequential(*layers)
 
@@ -56,12 +69,26 @@ def analog_layers(model: nn.Module) -> list[AnalogLinear]:
     return [layer for layer in model.modules() if isinstance(layer, AnalogLinear)]
 
 
-def check(settings: Settings, features: int, classes: int, capabilities: Capabilities) -> None:
-    """Raise `InputError` if the network does not fit a tester, before anything is sent to it."""
+def _check_size(settings: Settings, sizes: Sequence[int], capabilities: Capabilities) -> None:
     plan = Floorplan(capabilities)
-    sizes = [features, *settings.hidden, classes]
     for inputs, outputs in pairwise(sizes):
         plan.place(inputs + 1, outputs)
     if capabilities.mvm == MvmMode.ANALOG:
         gain_for(settings.forward_range, settings.weight_scale, capabilities)
         gain_for(settings.backward_range, settings.weight_scale, capabilities)
+
+
+def _check_reach(settings: Settings, weights: Sequence[torch.Tensor], capabilities: Capabilities) -> None:
+    """What is written open loop: the initial weights, and what a refresh leaves of a pair."""
+    largest = max(float(matrix.abs().max()) for matrix in weights) * UNIT / settings.weight_scale
+    written = {
+        f"initial_spread={settings.initial_spread:g} with weight_scale={settings.weight_scale:g}": largest,
+        f"refresh_below={settings.refresh_below:g}": settings.refresh_below if settings.refresh_images else 0.0,
+    }
+    reach = capabilities.staircase[-1] - capabilities.staircase[0] if capabilities.staircase else 0.0
+    for setting, difference in written.items():
+        if difference > reach:
+            raise InputError(
+                f"setting {setting}: writes differences of {difference:.3g} S, but SET pulses reach {reach:.3g} S; "
+                "set it lower"
+            )

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -23,7 +24,7 @@ from hil.interrupt import Interrupt
 from hil.layers import AnalogLinear
 from hil.mapping import floorplan
 from hil.mixed_precision import MixedPrecisionSGD, Refresh
-from hil.network import analog_layers, build, check
+from hil.network import analog_layers, build, initial_weights
 from hil.pace import Pace
 from hil.passes import Passes, accuracy, passes
 from hil.protocols.errors import InputError
@@ -95,20 +96,23 @@ def train(job: Job, observer: Observer) -> Result:
     torch.set_num_threads(1)
     settings = job.settings
     data = _data(settings, job.data_dir)
+    sizes = [data.train_images.shape[1], *settings.hidden, data.classes]
     twin_seed, weight_seed = np.random.SeedSequence(settings.seed).spawn(2)
     raw = None if settings.system == "float" else connect(settings.tester, twin_seed)
-    if raw is not None:
-        check(settings, data.train_images.shape[1], data.classes, raw.capabilities())
+    weights = initial_weights(settings, sizes, weight_seed, raw.capabilities() if raw else None)
     writer = RunWriter.create(job.out, _start(job, raw), job.overwrite)
-    with _recorded(raw, writer) as (tester, ending):
+    with Interrupt() as interrupt, _recorded(raw, writer) as (tester, ending):
         if tester is not None and settings.scan_stuck:
             floorplan(tester).avoid(find_stuck(tester, all_cells(tester)))
-        model = build(settings, data.train_images.shape[1], data.classes, weight_seed, tester)
+        model = build(settings, weights, tester)
         training = Training(job, data, model, tester, writer, observer)
-        training.run()
+        training.run(interrupt)
+        interrupt.hold()
         result = training.result()
         ending.status = "interrupted" if result.interrupted else "completed"
         ending.counts = {name: value for name, value in asdict(result).items() if isinstance(value, int)}
+    if interrupt.requested and not result.interrupted:
+        raise KeyboardInterrupt  # it came when this run was done; no other is to be begun
     return result
 
 
@@ -131,22 +135,23 @@ class Training:
         self._network: Passes = passes(model, self._optimizer)
         self._pace = Pace(tester, job.settings.image_period) if tester else None
         self._tally = Tally(model, self._optimizer)
-        self._diagnosis = Diagnosis(data.classes, self._found)
+        self._diagnosis = Diagnosis(
+            data.classes, partial(_found, writer, observer)
+        )  # no cycle: a run frees its memory at once
         self._images = self._epochs = self._looked_at = 0
         self._running_accuracy, self._test_accuracy, self._seconds = 0.0, float("nan"), 0.0
         self._interrupted = False
 
-    def run(self) -> None:
+    def run(self, interrupt: Interrupt) -> None:
         """All epochs, or as much of them as there is before Ctrl-C."""
         self._observer.begin(len(self._data.train_images), self._settings.epochs)
-        with Interrupt() as interrupt:
-            for epoch in range(self._settings.epochs):
-                self._set_rate(self._settings.lr * self._settings.lr_decay**epoch)
-                loss, right = self._epoch(epoch, interrupt)
-                self._interrupted = interrupt.requested
-                if self._interrupted:
-                    return
-                self._evaluate(loss, right)
+        for epoch in range(self._settings.epochs):
+            self._set_rate(self._settings.lr * self._settings.lr_decay**epoch)
+            loss, right = self._epoch(epoch, interrupt)
+            self._interrupted = interrupt.requested
+            if self._interrupted:
+                return
+            self._evaluate(loss, right)
 
     def _set_rate(self, lr: float) -> None:
         for group in self._optimizer.param_groups:
@@ -207,10 +212,6 @@ class Training:
         self._observer.epoch(self._epochs, self._test_accuracy)
         self._diagnosis.epoch_done(self._test_accuracy, len(self._data.test_labels))
 
-    def _found(self, text: str) -> None:
-        self._writer.message(text)
-        self._observer.finding(text)
-
     def result(self) -> Result:
         """The run so far. Writes down chi and where each weight lies."""
         for number, layer in enumerate(analog_layers(self._model), 1):
@@ -254,11 +255,19 @@ def _recorded(raw: ArrayTester | None, writer: RunWriter) -> Iterator[tuple[Arra
     try:
         with raw if raw is not None else nullcontext():
             yield (None if raw is None else BatchingTester(RecordingTester(raw, writer))), ending
+    except KeyboardInterrupt:
+        ending.status = "interrupted"
+        raise
     except BaseException as error:
         ending.status = f"failed: {type(error).__name__}: {error}"
         raise
     finally:
         writer.close(ending.status, ending.counts)
+
+
+def _found(writer: RunWriter, observer: Observer, text: str) -> None:
+    writer.message(text)
+    observer.finding(text)
 
 
 def _keep_layer(writer: RunWriter, name: str, layer: AnalogLinear, optimizer: torch.optim.Optimizer) -> None:
