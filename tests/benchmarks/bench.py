@@ -18,16 +18,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from hil.bench import open_tester
-from hil.config import load_settings
+from hil.config import Settings, load_settings
 from hil.data.datasets import DataSet, load
 from hil.data.recording import RecordingTester
 from hil.data.runfile import RunWriter, Start
 from hil.instruments.batching import BatchingTester
 from hil.instruments.tester import ArrayTester
 from hil.mixed_precision import MixedPrecisionSGD
-from hil.network import build
+from hil.network import build, initial_weights
 from hil.pace import Pace
 from hil.passes import AutogradPasses, DirectPasses, Passes
 
@@ -42,7 +43,7 @@ def made_up(images: int) -> DataSet:
     return DataSet("made-up", pixels, rng.integers(0, 10, images), pixels[:100], rng.integers(0, 10, 100), 10)
 
 
-def images_per_second(network: Passes, data: DataSet, pace: Pace | None) -> Callable[[], float]:
+def images_per_second(steps: Passes, data: DataSet, pace: Pace | None) -> Callable[[], float]:
     """A repetition: train on the next images one by one."""
     targets = np.eye(10, dtype=np.float32)
     order = iter(np.random.default_rng(1).integers(0, len(data.train_images), 100 * IMAGES).tolist())
@@ -51,7 +52,7 @@ def images_per_second(network: Passes, data: DataSet, pace: Pace | None) -> Call
         began = time.perf_counter()
         for _ in range(IMAGES):
             k = next(order)
-            network.train(data.train_images[k : k + 1], targets[data.train_labels[k : k + 1]])
+            steps.train(data.train_images[k : k + 1], targets[data.train_labels[k : k + 1]])
             if pace is not None:
                 pace.images_done(1)
         return IMAGES / (time.perf_counter() - began)
@@ -59,10 +60,17 @@ def images_per_second(network: Passes, data: DataSet, pace: Pace | None) -> Call
     return repetition
 
 
+def network(settings: Settings, tester: ArrayTester | None) -> nn.Sequential:
+    """The network of the paper."""
+    capabilities = tester.capabilities() if tester else None
+    weights = initial_weights(settings, [784, 250, 10], np.random.SeedSequence(1), capabilities)
+    return build(settings, weights, tester)
+
+
 def floating_point(data: DataSet) -> Callable[[], float]:
     """Plain fp32 PyTorch: modules, autograd, SGD."""
     settings = load_settings("mnist-mlp", ["system=float"])[0]
-    model = build(settings, 784, 10, np.random.SeedSequence(1), None)
+    model = network(settings, None)
     return images_per_second(AutogradPasses(model, torch.optim.SGD(model.parameters(), lr=0.1)), data, None)
 
 
@@ -73,11 +81,11 @@ def on_twin(data: DataSet, uri: str, path: Path | None, graph: bool = False) -> 
     if path is not None:
         start = Start({}, "", (), 1, {}, {}, None, {}, tester.identify(), tester.capabilities())
         tester = BatchingTester(RecordingTester(tester, RunWriter.create(path, start)))
-    model = build(settings, 784, 10, np.random.SeedSequence(1), tester)
+    model = network(settings, tester)
     # Devices change fastest in the first images, which are not typical: the rate is that of the tenth epoch.
     optimizer = MixedPrecisionSGD(model.parameters(), lr=0.4 * 0.88**10)
-    network = AutogradPasses(model, optimizer) if graph else DirectPasses(model, optimizer)
-    return images_per_second(network, data, Pace(tester, settings.image_period))
+    steps = AutogradPasses(model, optimizer) if graph else DirectPasses(model, optimizer)
+    return images_per_second(steps, data, Pace(tester, settings.image_period))
 
 
 def peak_memory(data_dir: Path | None, images: int, folder: Path) -> float:
