@@ -83,7 +83,9 @@ def _check_reach(settings: Settings, weights: Sequence[torch.Tensor], capabiliti
     largest = max(float(matrix.abs().max()) for matrix in weights) * UNIT / settings.weight_scale
     written = {
         f"initial_spread={settings.initial_spread:g} with weight_scale={settings.weight_scale:g}": largest,
-        f"refresh_below={settings.refresh_below:g}": settings.refresh_below if settings.refresh_images else 0.0,
+        f"refresh_below={settings.refresh_below:g} with refresh_images={settings.refresh_images}": (
+            settings.refresh_below if settings.refresh_images else 0.0
+        ),
     }
     reach = capabilities.staircase[-1] - capabilities.staircase[0] if capabilities.staircase else 0.0
     for setting, difference in written.items():

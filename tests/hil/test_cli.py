@@ -100,7 +100,7 @@ class TestTrain:
             assert name in shown
 
     def test_what_goes_wrong_is_told_while_it_runs_and_counted_at_the_end(self) -> None:
-        options = ["--epochs", "4", "--set", "lr=100.0", "--set", "system=float"]
+        options = ["--epochs", "4", "--set", "lr=100.0", "--set", "system=float", "--set", "batch_size=10"]
         result = hil("train", "digits", *options)
         assert result.exit_code == 0
         assert "Warning: running accuracy is " in result.stderr

@@ -45,7 +45,7 @@ def test_a_run_without_a_tester_says_so(make_job: Callable[..., Job], observer: 
 
 
 def test_a_run_with_findings_keeps_them(make_job: Callable[..., Job], observer: Any) -> None:
-    job = make_job(lr=100.0, train_images=1400, system="float", epochs=4)
+    job = make_job(lr=100.0, train_images=1400, system="float", epochs=4, batch_size=10)
     train(job, observer)
     assert describe(job.out)["messages"] == observer.findings
     assert observer.findings

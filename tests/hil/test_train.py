@@ -235,7 +235,7 @@ class TestSeeds:
         self, make_job: MakeJob, observer: Any, tmp_path: Path
     ) -> None:
         """On an ideal chip with fine steps the two systems train alike."""
-        fine = {"tester": "twin:ideal?rows=80&columns=256&mean_offset=2e-8", "granularity": 0.0025}
+        fine = {"tester": "twin:ideal?rows=80&columns=256&mean_offset=2e-8", "granularity": 0.0025, "refresh_images": 0}
         small = {"hidden": "[]", "train_images": 400, "epochs": 1, "lr": 0.1, "initial_spread": 0.01}
         losses = []
         for n, changes in enumerate([small | fine, small | {"system": "float"}]):
