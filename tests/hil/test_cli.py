@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 from hil.cli import main
 from hil.data.run import Run
 from hil.protocols.errors import DivergedError, StorageError, TesterError
+from hil.train import Training
 
 HIL = Path(sys.executable).with_name("hil")
 QUICK = ["--epochs", "1", "--set", "train_images=100", "--set", "tester=twin:pcm-analog?rows=80&columns=256"]
@@ -328,6 +329,20 @@ class TestInterrupt:
         assert os.listdir() == ["run-1.h5"]
         with Run.open(Path("run-1.h5")) as run:
             assert run.state == "completed"
+
+    def test_two_while_the_file_is_being_closed_leave_it_whole(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        result_of = Training.result
+
+        def strike(training: Training) -> Any:
+            for _ in range(2):
+                signal.raise_signal(signal.SIGINT)
+            return result_of(training)
+
+        monkeypatch.setattr(Training, "result", strike)
+        assert hil("train", "digits", *QUICK, "--out", "run.h5").exit_code == 130
+        with Run.open(Path("run.h5")) as run:
+            assert run.state == "completed"
+            assert run.snapshots == ("layer1", "layer2")
 
     def test_two_end_at_once_and_leave_a_file_that_opens(self, start: Callable[..., "subprocess.Popen[str]"]) -> None:
         child = start("train", "digits", "--epochs", "1000", "--set", "train_images=300", "--out", "run.h5")

@@ -60,6 +60,7 @@ class TestResult:
     def test_batches_train_all_images_once(self, make_job: MakeJob, observer: Any) -> None:
         result = train(make_job(batch_size=64, epochs=1, lr=0.05), observer)  # 150 images: 64, 64, 22
         assert result.images == 150
+        assert result.image_period == pytest.approx(0.4)
         with Run.open(Path(result.run)) as run:
             kinds = run.operations["kind"][:]
             counts = run.operations["count"][:]
@@ -231,8 +232,8 @@ class TestSeeds:
         results = [train(job, observer) for job in jobs]
         assert results[0].set_pulses != results[1].set_pulses
         logs = [log_of(job.out) for job in jobs]
-        written = [log["program/counts"][np.r_[9620 : 9620 + 5000]] for log in logs]  # after the RESETs
-        assert (written[0] != written[1]).mean() > 0.2
+        read = [log["mvm/outputs"][:64] for log in logs]
+        assert (read[0] != read[1]).mean() > 0.5
         first_image = [log["mvm/inputs"][:65] for log in logs]
         assert (first_image[0] != first_image[1]).any()
 
