@@ -10,7 +10,8 @@ DATA_DIR ?=
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 MAPPED := protocols instruments mock_hw data
-DATA_OPTION := $(if $(DATA_DIR),--data-dir "$(DATA_DIR)")
+# With "=": pytest would take a separate word for a test folder and look for its settings above it.
+DATA_OPTION := $(if $(DATA_DIR),--data-dir="$(DATA_DIR)")
 
 .PHONY: demo test lint types bench torture clean install
 

@@ -60,8 +60,8 @@ class TestResult:
     def test_batches_train_all_images_once(self, make_job: MakeJob, observer: Any) -> None:
         result = train(make_job(batch_size=64, epochs=1, lr=0.05), observer)  # 150 images: 64, 64, 22
         assert result.images == 150
-        assert result.image_period == pytest.approx(0.4)
         with Run.open(Path(result.run)) as run:
+            assert run.operations["device_time_ns"][-1] > 150 * 0.4e9
             kinds = run.operations["kind"][:]
             counts = run.operations["count"][:]
         assert counts[kinds == Operation.MVM_BACKWARD].tolist() == [64, 64, 22]
