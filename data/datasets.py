@@ -133,7 +133,9 @@ def _find_files(name: str, data_dir: Path | None) -> dict[str, Path]:
     if name in ("", ".", "..") or "/" in name or "\\" in name:
         raise DataError(f"data set {name!r}: give 'digits' or the name of a folder in the data directory, no path")
     if data_dir is None:
-        raise DataError(f"data set {name!r} needs a data directory: give one, or take 'digits', which is built in")
+        raise DataError(
+            f"data set {name!r} needs a data directory: give one (--data-dir), or take 'digits', which is built in"
+        )
     try:
         folder = _find_folder(name, data_dir)
         missing = _missing(folder)

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
+import h5py
 import numpy as np
 
 from hil.data.columns import (
@@ -44,6 +45,9 @@ FORMAT = "hil-run"
 FORMAT_VERSION = "1.0"
 FLUSH_NS = 1_000_000_000
 """Longest time between two flushes while operations are logged (ns)."""
+
+SIGNATURE = b"\x89HDF\r\n\x1a\n"
+"""What every HDF5 file begins with."""
 
 OPERATION_CHUNK = 2**15
 SMALL_CHUNK = 2**8
@@ -163,6 +167,8 @@ class RunWriter:
         """
         if os.path.exists(path) and (not overwrite or path.is_dir()):
             raise InputError(f"{path} exists: choose another name, or ask for it to be overwritten if it is a run file")
+        if os.path.exists(path):
+            _check_replaceable(path)
         place = path.with_name(f".{path.name}.{uuid.uuid4().hex}") if overwrite else path
         try:
             file = create_file(place)
@@ -348,6 +354,18 @@ class RunWriter:
         _write_text(group, "utc", _utc(), "when the run stopped")
         _write_text(group, "exit_status", exit_status, "how the run stopped")
         _write_text(group, "counts", json.dumps(counts), "what the run counted (JSON)")
+
+
+def _check_replaceable(path: Path) -> None:
+    """Raise InputError for a file that is no run file, not even a damaged one: nobody meant to lose it."""
+    try:
+        with h5py.File(path, "r") as file:
+            replaceable = file.attrs.get("format") == FORMAT
+    except OSError:
+        with path.open("rb") as stream:
+            replaceable = stream.read(len(SIGNATURE)) == SIGNATURE
+    if not replaceable:
+        raise InputError(f"{path} is no run file, so it is not overwritten: choose another name")
 
 
 def _stream(file: Any, field: Field) -> Column:

@@ -34,9 +34,7 @@ def plan(
     settings = settings.model_copy(update={key: value for key, value in chosen.items() if value is not None})
     notes = dict(_note(note) for note in meta)
     name = Path(experiment).stem
-    if out is None:
-        _make_runs()
-    elif os.path.isdir(out):
+    if out is not None and os.path.isdir(out):
         raise InputError(f"{out} is a folder: name a run file with --out, such as {out / name}.h5")
     jobs = []
     for number in range(settings.seed, settings.seed + seeds):
@@ -45,16 +43,25 @@ def plan(
             path = out.with_name(f"{out.stem}-{number}{out.suffix}")
         if os.path.exists(path) and not overwrite:
             raise InputError(f"{path} exists: choose another name with --out, or give --overwrite to replace it")
+        if _kept_chip(settings.tester) == path.resolve():
+            raise InputError(f"{path} is where the chip is kept: choose another name for the run file with --out")
         one = settings.model_copy(update={"seed": number})
+        _make_folder(path.parent)
         jobs.append(Job(name, one, text, path, data_dir, overwrite, argv, notes))
     return jobs
 
 
-def _make_runs() -> None:
+def _make_folder(folder: Path) -> None:
     try:
-        RUNS.mkdir(exist_ok=True)
+        folder.mkdir(exist_ok=True)
     except OSError as error:
-        raise InputError(f"no folder {RUNS} can be made here ({error.strerror}): name a run file with --out") from error
+        raise InputError(f"folder {folder} cannot be made ({error.strerror}): name a run file with --out") from error
+
+
+def _kept_chip(uri: str) -> Path | None:
+    """Where a twin's chip is kept, if it is."""
+    name = uri.removeprefix("twin:").partition("?")[0]
+    return Path(name).resolve() if name.endswith(".h5") else None
 
 
 def _note(text: str) -> tuple[str, str]:

@@ -8,6 +8,8 @@ WINDOW = 1000
 """Images between two looks."""
 TIMES_MEDIAN = 5.0
 """Pulses and refreshes per image are far above normal at so many times the median of the first epoch."""
+FEW = 0.1
+"""Pulses or refreshes per image below which a median is no measure of what is normal."""
 PULSES_PER_CROSSING = 3.0
 """More pulses than this each time chi reaches the granularity: the steps are too large for the devices."""
 REFRESH_STORM = 0.02
@@ -51,6 +53,7 @@ class Diagnosis:
     _rates: dict[str, list[float]] = field(default_factory=dict)
     _normal: dict[str, float] = field(default_factory=dict)
     _best: float = 0.0
+    _images: int = 0
 
     def look(self, tallies: list[LayerTally], images: int, since: int, running_accuracy: float) -> None:
         """Compare the totals after `images` with those `since` images ago."""
@@ -58,11 +61,16 @@ class Diagnosis:
             if self._last:
                 self._look_at(now, before, images, since)
         self._last = tallies
+        self._images = images
+        if images >= LEARNING_AFTER:
+            self._look_at_accuracy(running_accuracy, "running accuracy")
+
+    def _look_at_accuracy(self, accuracy: float, what: str) -> None:
         chance = 1 / self.classes
-        if images >= LEARNING_AFTER and running_accuracy < CHANCE * chance:
+        if accuracy < CHANCE * chance:
             self._found(
                 "not learning",
-                f"running accuracy is {running_accuracy:.1%} after {images} images (chance is {chance:.1%}): "
+                f"{what} is {accuracy:.1%} after {self._images} images (chance is {chance:.1%}): "
                 "the rate may be too high or the initial weights too large",
             )
 
@@ -70,6 +78,7 @@ class Diagnosis:
         """Take the first epoch's medians as normal; compare the accuracy, measured on so many images, with the best."""
         if not self._normal:
             self._normal = {key: median(values) for key, values in self._rates.items()}
+            self._look_at_accuracy(accuracy, "accuracy")
         chance = STANDARD_ERRORS * (self._best * (1 - self._best) / images) ** 0.5
         if accuracy < self._best - max(FALL, chance):
             self._found("accuracy falling", f"accuracy fell to {accuracy:.2%} from {self._best:.2%}")
@@ -106,7 +115,7 @@ class Diagnosis:
         key = f"{what}, {at.partition(',')[0]}"
         if not self._normal:
             self._rates.setdefault(key, []).append(rate)
-        elif rate > TIMES_MEDIAN * max(self._normal.get(key, 0.0), 1 / WINDOW):
+        elif rate > TIMES_MEDIAN * max(self._normal.get(key, 0.0), FEW):
             self._found(key, f"{at}: {rate:.2f} {what}, the first epoch's median was {self._normal.get(key, 0.0):.2f}")
 
     def _saturation(self, name: str, kind: str, total: int, saturated: int, at: str) -> None:

@@ -122,7 +122,7 @@ def result_table(results: Sequence[Result]) -> None:
 
 def _warnings(result: Result) -> str:
     """How many causes, and how often each was seen."""
-    causes = [f"{cause} ({count} times)" for cause, count in result.finding_counts.items()]
+    causes = [f"{cause} ({count}x)" for cause, count in result.finding_counts.items()]
     return "; ".join([f"{len(causes)}", *causes]) if causes else "none"
 
 

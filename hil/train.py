@@ -1,5 +1,6 @@
 """Train the network of an experiment on a tester, and keep all of it in a run file."""
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -27,7 +28,7 @@ from hil.mixed_precision import MixedPrecisionSGD, Refresh
 from hil.network import analog_layers, build, initial_weights
 from hil.pace import Pace
 from hil.passes import Passes, accuracy, passes
-from hil.protocols.errors import InputError
+from hil.protocols.errors import DivergedError, InputError
 from hil.provenance import git_commit, host, versions
 from hil.stuck import all_cells, find_stuck
 from hil.tally import Tally
@@ -92,7 +93,7 @@ class Observer(Protocol):
 
 
 def train(job: Job, observer: Observer) -> Result:
-    """Run the job. Raises `InputError` before anything is written or sent if it cannot be done."""
+    """Run the job. Raises `InputError` if it cannot be done: before anything is written or sent where that is known."""
     torch.set_num_threads(1)
     settings = job.settings
     data = _data(settings, job.data_dir)
@@ -103,7 +104,9 @@ def train(job: Job, observer: Observer) -> Result:
     writer = RunWriter.create(job.out, _start(job, raw), job.overwrite)
     with Interrupt() as interrupt, _recorded(raw, writer) as (tester, ending):
         if tester is not None and settings.scan_stuck:
-            floorplan(tester).avoid(find_stuck(tester, all_cells(tester)))
+            stuck = find_stuck(tester, all_cells(tester))
+            floorplan(tester).avoid(stuck)
+            writer.message(f"{len(stuck)} stuck cells found; weights are placed around them")
         model = build(settings, weights, tester)
         training = Training(job, data, model, tester, writer, observer)
         training.run(interrupt)
@@ -144,6 +147,7 @@ class Training:
 
     def run(self, interrupt: Interrupt) -> None:
         """All epochs, or as much of them as there is before Ctrl-C."""
+        self._look()  # where the counts begin
         self._observer.begin(len(self._data.train_images), self._settings.epochs)
         for epoch in range(self._settings.epochs):
             self._set_rate(self._settings.lr * self._settings.lr_decay**epoch)
@@ -173,6 +177,8 @@ class Training:
             hits = int(np.count_nonzero(outputs.argmax(1) == labels[batch]))
             right += hits
             loss += 0.5 * float(np.square(outputs - targets, dtype=np.float64).sum())
+            if not loss < math.inf:
+                raise DivergedError(f"the loss is not finite after {self._images} images: lower the rate")
             self._images_done(len(batch), hits)
             if interrupt.requested:
                 break
@@ -183,15 +189,20 @@ class Training:
         self._images += count
         weight = count / min(self._images, MEMORY)
         self._running_accuracy += min(weight, 1.0) * (hits / count - self._running_accuracy)
-        since = self._images - self._looked_at
-        if since >= WINDOW:
-            self._diagnosis.look(self._tally.layers(), self._images, since, self._running_accuracy)
-            self._looked_at = self._images
+        if self._images - self._looked_at >= WINDOW:
+            self._look()
         if self._images % REPORT_EVERY < count:
             self._observer.progress(self._images, self._running_accuracy, self._tally.set_pulses, self._tally.refreshes)
 
+    def _look(self) -> None:
+        since = self._images - self._looked_at
+        self._diagnosis.look(self._tally.layers(), self._images, since, self._running_accuracy)
+        self._looked_at = self._images
+
     def _evaluate(self, loss: float, right: float) -> None:
         """End an epoch: measure the accuracy, through the tester like everything else, and log it."""
+        if self._images - self._looked_at >= WINDOW // 4:
+            self._look()
         self._model.eval()
         self._test_accuracy = accuracy(self._network, self._data.test_images, self._data.test_labels)
         self._model.train()

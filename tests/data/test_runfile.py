@@ -34,6 +34,8 @@ START = Start(
 RECEIPT = Receipt(7, 1000, Status.COMPLETE, 1)
 REGION = Region(0, (Block(0, np.arange(3, dtype=np.uint16), np.arange(2, dtype=np.uint16), None, 0, 0),))
 
+DAMAGED = b"\x89HDF\r\n\x1a\n and no more"
+
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
@@ -199,7 +201,7 @@ def test_an_existing_file_is_not_overwritten_unasked(path: Path) -> None:
 
 
 def test_an_existing_file_is_replaced_when_asked(path: Path) -> None:
-    path.write_bytes(b"old")
+    path.write_bytes(DAMAGED)
     RunWriter.create(path, START, overwrite=True).close("completed", {})
     with Run.open(path) as run:
         assert run.state == "completed"
@@ -209,10 +211,10 @@ def test_an_existing_file_is_replaced_when_asked(path: Path) -> None:
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_run_that_cannot_start_leaves_no_trace(path: Path, overwrite: bool) -> None:
     if overwrite:
-        path.write_bytes(b"precious")
+        path.write_bytes(DAMAGED)
     with pytest.raises(TypeError, match="not JSON serializable"):
         RunWriter.create(path, replace(START, config={"seed": object()}), overwrite)
-    assert [file.read_bytes() for file in path.parent.iterdir()] == [b"precious"] * overwrite
+    assert [file.read_bytes() for file in path.parent.iterdir()] == [DAMAGED] * overwrite
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -375,3 +377,25 @@ def test_what_a_later_minor_version_added_is_ignored(path: Path) -> None:
 
     with Run.open(edited(path, add)) as run:
         assert run.start == START
+
+
+@pytest.mark.parametrize("content", [b"a thesis", b""])
+def test_a_file_that_is_no_run_file_is_not_overwritten(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="is no run file, so it is not overwritten"):
+        RunWriter.create(path, START, overwrite=True)
+    assert path.read_bytes() == content
+
+
+def test_an_hdf5_file_of_another_kind_is_not_overwritten(path: Path) -> None:
+    with h5py.File(path, "w") as file:
+        file.attrs["format"] = "hil-chip"
+    with pytest.raises(InputError, match="is no run file"):
+        RunWriter.create(path, START, overwrite=True)
+
+
+def test_a_damaged_run_file_may_be_overwritten(path: Path) -> None:
+    RunWriter.create(path, START).close("completed", {})
+    path.write_bytes(path.read_bytes()[:3000])
+    RunWriter.create(path, START, overwrite=True).close("completed", {})
+    assert Run.open(path).state == "completed"

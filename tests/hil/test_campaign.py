@@ -89,7 +89,7 @@ def test_a_folder_is_no_run_file(out: str, seeds: int, tmp_path: Path) -> None:
 
 def test_a_file_called_runs_is_said_to_be_in_the_way(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("mine")
-    with pytest.raises(InputError, match="no folder runs can be made here"):
+    with pytest.raises(InputError, match="folder runs cannot be made"):
         plan("digits")
     assert (tmp_path / "runs").read_text() == "mine"
 
@@ -120,3 +120,16 @@ def test_the_summary_of_several_has_means_totals_and_the_standard_error() -> Non
 def test_a_single_value_has_no_standard_error() -> None:
     assert standard_error([0.9]) is None
     assert standard_error([1.0, 3.0]) == pytest.approx(1.0)
+
+
+def test_the_folder_of_a_run_file_is_made_where_only_it_is_missing(tmp_path: Path) -> None:
+    plan("digits", out=tmp_path / "runs" / "first.h5")
+    assert (tmp_path / "runs").is_dir()
+    with pytest.raises(InputError, match="cannot be made"):
+        plan("digits", out=tmp_path / "a" / "b" / "first.h5")
+
+
+def test_a_run_file_is_not_put_where_the_chip_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "chip.h5"
+    with pytest.raises(InputError, match="is where the chip is kept"):
+        plan("digits", tester=f"twin:{path}?chip=ideal", out=path)

@@ -104,10 +104,10 @@ class TestTrain:
         options = ["--epochs", "4", "--set", "lr=100.0", "--set", "system=float", "--set", "batch_size=10"]
         result = hil("train", "digits", *options)
         assert result.exit_code == 0
-        assert "Warning: running accuracy is " in result.stderr
+        assert "Warning: accuracy is " in result.stderr
         assert result.stderr.count("Warning:") == 1
         assert "warnings" in result.stdout
-        assert "Warning: running accuracy is " in hil("info", "runs/digits-1.h5").stdout
+        assert "Warning: accuracy is " in hil("info", "runs/digits-1.h5").stdout
 
     @pytest.mark.parametrize(
         ("error", "code"), [(TesterError("no answer"), 3), (StorageError("disk full"), 4), (DivergedError("NaN"), 1)]
