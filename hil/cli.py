@@ -72,24 +72,29 @@ def main() -> None:
 
 
 @main.command()
+@click.argument("name", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @friendly
-def experiments(as_json: bool) -> None:
-    """List the built-in experiments and what each reproduces.
+def experiments(name: str | None, as_json: bool) -> None:
+    """List the built-in experiments and what each reproduces; with NAME, the settings of one and what they mean.
 
     \b
     Example:
-      hil experiments --json
+      hil experiments mnist-mlp
     """
     from hil.config import experiments as built_in
+    from hil.config import load_settings
 
-    found = built_in()
+    found = {name: load_settings(name, ())[0]} if name else built_in()
     if as_json:
         click.echo(printed({name: settings.model_dump(mode="json") for name, settings in found.items()}))
         return
-    from hil.display import experiment_table
+    from hil.display import experiment_table, settings_table
 
-    experiment_table(found)
+    if name:
+        settings_table(found[name])
+    else:
+        experiment_table(found)
 
 
 @main.command()

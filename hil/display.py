@@ -94,6 +94,16 @@ def experiment_table(found: Mapping[str, Settings]) -> None:
     Console().print(table)
 
 
+def settings_table(settings: Settings) -> None:
+    """Each setting with its value and meaning."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name in ("setting", "value", "meaning"):
+        table.add_column(name)
+    for name, field in Settings.model_fields.items():
+        table.add_row(name, str(settings.model_dump()[name]), field.description)
+    Console().print(table)
+
+
 def result_table(results: Sequence[Result]) -> None:
     """A column per run; the mean with its standard error if there are several."""
     rows: dict[str, list[str]] = {

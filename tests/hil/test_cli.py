@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from hil.cli import main
+from hil.config import Settings
 from hil.data.run import Run
 from hil.protocols.errors import DivergedError, StorageError, TesterError
 from hil.train import Training
@@ -357,3 +358,10 @@ class TestInterrupt:
         with Run.open(Path("run.h5")) as run:
             assert run.state != "completed"
             assert len(run.operations["op_id"][:]) > 300
+
+
+def test_the_settings_of_an_experiment_are_listed_with_their_meaning() -> None:
+    shown = hil("experiments", "digits").stdout
+    assert all(name in shown for name in Settings.model_fields)
+    assert "learning rate" in shown
+    assert hil("experiments", "digit").exit_code == 2
