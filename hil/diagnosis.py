@@ -78,7 +78,8 @@ class Diagnosis:
         """Take the first epoch's medians as normal; compare the accuracy, measured on so many images, with the best."""
         if not self._normal:
             self._normal = {key: median(values) for key, values in self._rates.items()}
-            self._look_at_accuracy(accuracy, "accuracy")
+            if self._images >= WINDOW:
+                self._look_at_accuracy(accuracy, "accuracy")
         chance = STANDARD_ERRORS * (self._best * (1 - self._best) / images) ** 0.5
         if accuracy < self._best - max(FALL, chance):
             self._found("accuracy falling", f"accuracy fell to {accuracy:.2%} from {self._best:.2%}")

@@ -111,7 +111,9 @@ def test_a_name_that_is_not_a_plain_folder_name_is_refused(tmp_path: Path, name:
 
 
 def test_a_folder_without_a_data_directory_is_refused() -> None:
-    with pytest.raises(DataError, match="data set 'mnist' needs a data directory: give one, or take 'digits'"):
+    with pytest.raises(
+        DataError, match="data set 'mnist' needs a data directory: give one \\(--data-dir\\), or take 'digits'"
+    ):
         load("mnist", None)
 
 

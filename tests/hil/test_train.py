@@ -345,10 +345,11 @@ class TestFailures:
 
     def test_an_older_run_is_replaced_only_when_asked(self, make_job: MakeJob, observer: Any) -> None:
         job = make_job(epochs=1)
-        job.out.write_bytes(b"what was there")
+        damaged = b"\x89HDF\r\n\x1a\n and no more"
+        job.out.write_bytes(damaged)
         with pytest.raises(InputError, match="exists"):
             train(job, observer)
-        assert job.out.read_bytes() == b"what was there"
+        assert job.out.read_bytes() == damaged
         train(replace(job, overwrite=True), observer)
         with Run.open(job.out) as run:
             assert run.state == "completed"
