@@ -88,8 +88,8 @@ class Diagnosis:
     def _look_at(self, now: LayerTally, before: LayerTally, images: int, since: int) -> None:
         pulses, crossings = now.set_pulses - before.set_pulses, now.crossings - before.crossings
         refreshes, at = now.refreshes - before.refreshes, f"{now.name}, after {images} images"
-        self._compare("pulses per image", pulses / since, at)
-        self._compare("refreshes per image", refreshes / since, at)
+        self._compare(now.name, "pulses per image", pulses / since, at)
+        self._compare(now.name, "refreshes per image", refreshes / since, at)
         if crossings and pulses / crossings > PULSES_PER_CROSSING:
             self._found(
                 f"pulses per crossing, {now.name}",
@@ -112,8 +112,8 @@ class Diagnosis:
             )
         self._saturation(now.name, "conductance", now.sent - before.sent, now.at_limit - before.at_limit, at)
 
-    def _compare(self, what: str, rate: float, at: str) -> None:
-        key = f"{what}, {at.partition(',')[0]}"
+    def _compare(self, name: str, what: str, rate: float, at: str) -> None:
+        key = f"{what}, {name}"
         if not self._normal:
             self._rates.setdefault(key, []).append(rate)
         elif rate > TIMES_MEDIAN * max(self._normal.get(key, 0.0), FEW):

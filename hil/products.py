@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 import numpy as np
 import numpy.typing as npt
 
-from hil.kernels import I64, combine, product, quantise, transposed_product
+from hil.kernels import I64, all_finite, combine, product, quantise, transposed_product
 from hil.pairs import UNIT, DifferentialPairs, Index
 from hil.protocols.errors import DivergedError, InputError
 from hil.protocols.messages import Capabilities, Direction, MvmMode, Readout, Vectors
@@ -134,7 +134,7 @@ class HostProducts(Products):
         self.converted = dict.fromkeys(Direction, 0)
 
     def forward(self, x: F32) -> F32:
-        if not np.isfinite(x).all():
+        if not all_finite(x):
             raise not_finite(Direction.FORWARD)
         if self._since_read >= self._reread_images:
             self.forget()
@@ -145,7 +145,7 @@ class HostProducts(Products):
         return out
 
     def backward(self, delta: F32) -> F32:
-        if not np.isfinite(delta).all():
+        if not all_finite(delta):
             raise not_finite(Direction.BACKWARD)
         self._read_stale()
         out = np.empty((len(delta), self._pairs.shape[0]), np.float32)
