@@ -38,9 +38,17 @@ def connect(uri: str, seed: int | np.random.SeedSequence) -> ArrayTester:
         changes = dict(parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query)))
     except ValueError as error:
         raise InputError(f"tester {uri!r}: after the question mark, key=value&key=value is expected") from error
-    if name.endswith(".h5"):
-        return _kept_chip(Path(name), changes, seed)
+    kept = kept_chip(uri)
+    if kept is not None:
+        return _kept_chip(kept, changes, seed)
     return _new_chip(name or DEFAULT_CHIP, changes, seed, None)
+
+
+def kept_chip(uri: str) -> Path | None:
+    """The file in which the chip of a twin is kept, there or not; None for a tester that keeps none."""
+    scheme, _, rest = uri.partition(":")
+    name = rest.partition("?")[0]
+    return Path(name) if scheme == "twin" and name.endswith(".h5") else None
 
 
 def _kept_chip(path: Path, changes: dict[str, str], seed: int | np.random.SeedSequence) -> ArrayTester:

@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from hil.bench import kept_chip
 from hil.config import load_settings
 from hil.protocols.errors import InputError
 from hil.train import Job, Result
@@ -36,6 +37,7 @@ def plan(
     name = Path(experiment).stem
     if out is not None and os.path.isdir(out):
         raise InputError(f"{out} is a folder: name a run file with --out, such as {out / name}.h5")
+    kept = kept_chip(settings.tester)
     jobs = []
     for number in range(settings.seed, settings.seed + seeds):
         path = out or RUNS / f"{name}-{number}.h5"
@@ -43,7 +45,7 @@ def plan(
             path = out.with_name(f"{out.stem}-{number}{out.suffix}")
         if os.path.exists(path) and not overwrite:
             raise InputError(f"{path} exists: choose another name with --out, or give --overwrite to replace it")
-        if _kept_chip(settings.tester) == path.resolve():
+        if kept is not None and kept.resolve() == path.resolve():
             raise InputError(f"{path} is where the chip is kept: choose another name for the run file with --out")
         one = settings.model_copy(update={"seed": number})
         _make_folder(path.parent)
@@ -56,12 +58,6 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(exist_ok=True)
     except OSError as error:
         raise InputError(f"folder {folder} cannot be made ({error.strerror}): name a run file with --out") from error
-
-
-def _kept_chip(uri: str) -> Path | None:
-    """Where a twin's chip is kept, if it is."""
-    name = uri.removeprefix("twin:").partition("?")[0]
-    return Path(name).resolve() if name.endswith(".h5") else None
 
 
 def _note(text: str) -> tuple[str, str]:

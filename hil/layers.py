@@ -83,7 +83,7 @@ class AnalogLinear(nn.Module):
         return super().train(mode)
 
     def extra_repr(self) -> str:
-        """What `print(model)` shows."""
+        """What the text form of the model shows."""
         return f"{self.in_features}, {self.out_features}, chip={self.weight.pairs.tester.identify().chip}"
 
 
