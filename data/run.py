@@ -13,7 +13,8 @@ from typing import Any, Self
 import h5py
 import numpy as np
 
-from hil.data.columns import ColumnReader, TableReader, Values, data_errors
+from hil.data.column_reader import ColumnReader, TableReader, data_errors
+from hil.data.columns import Values
 from hil.data.runfile import FORMAT, FORMAT_VERSION, MESSAGES, NONE, OPERATIONS, READINGS, SHAPES, Start
 from hil.protocols.errors import DataError, InputError
 from hil.protocols.messages import (

@@ -27,8 +27,10 @@ from hil.mapping import floorplan
 from hil.mixed_precision import MixedPrecisionSGD, Refresh
 from hil.network import analog_layers, build, initial_weights
 from hil.pace import Pace
+from hil.pairs import UNIT
 from hil.passes import Passes, accuracy, passes
 from hil.protocols.errors import DivergedError, InputError
+from hil.protocols.messages import MvmMode
 from hil.provenance import git_commit, host, versions
 from hil.stuck import all_cells, find_stuck
 from hil.tally import Tally
@@ -108,6 +110,8 @@ def train(job: Job, observer: Observer) -> Result:
             floorplan(tester).avoid(stuck)
             writer.message(f"{len(stuck)} stuck cells found; weights are placed around them")
         model = build(settings, weights, tester)
+        for number, layer in enumerate(analog_layers(model), 1):
+            _keep_layer(writer, f"layer{number}", layer)
         training = Training(job, data, model, tester, writer, observer)
         training.run(interrupt)
         interrupt.hold()
@@ -148,6 +152,7 @@ class Training:
     def run(self, interrupt: Interrupt) -> None:
         """All epochs, or as much of them as there is before Ctrl-C."""
         self._look()  # where the counts begin
+        self._survey()
         self._observer.begin(len(self._data.train_images), self._settings.epochs)
         for epoch in range(self._settings.epochs):
             self._set_rate(self._settings.lr * self._settings.lr_decay**epoch)
@@ -204,10 +209,11 @@ class Training:
         if self._images - self._looked_at >= WINDOW // 4:
             self._look()
         self._model.eval()
+        self._survey()
         self._test_accuracy = accuracy(self._network, self._data.test_images, self._data.test_labels)
         self._model.train()
         self._epochs += 1
-        row = {
+        row: dict[str, float] = {
             "epoch": self._epochs,
             "images": self._images,
             "lr": self._optimizer.param_groups[0]["lr"],
@@ -216,6 +222,7 @@ class Training:
             "test_accuracy": self._test_accuracy,
             "image_period": self._pace.period if self._pace else 0.0,
             "seconds": self._seconds,
+            "operations": self._writer.operations,
         }
         totals = self._tally.totals()
         units = {"image_period": "s", "seconds": "s"}
@@ -223,10 +230,15 @@ class Training:
         self._observer.epoch(self._epochs, self._test_accuracy)
         self._diagnosis.epoch_done(self._test_accuracy, len(self._data.test_labels))
 
+    def _survey(self) -> None:
+        """Read every device for the log; an array that is multiplied on the host is read anyway."""
+        for layer in analog_layers(self._model):
+            pairs = layer.weight.pairs
+            if pairs.tester.capabilities().mvm == MvmMode.ANALOG:
+                pairs.measure(np.arange(len(pairs)))
+
     def result(self) -> Result:
-        """The run so far. Writes down chi and where each weight lies."""
-        for number, layer in enumerate(analog_layers(self._model), 1):
-            _keep_layer(self._writer, f"layer{number}", layer, self._optimizer)
+        """The run so far."""
         tally = self._tally
         return Result(
             run=str(self._job.out),
@@ -281,13 +293,15 @@ def _found(writer: RunWriter, observer: Observer, text: str) -> None:
     observer.finding(text)
 
 
-def _keep_layer(writer: RunWriter, name: str, layer: AnalogLinear, optimizer: torch.optim.Optimizer) -> None:
-    placement = layer.weight.pairs.placement
-    arrays = {"chi": optimizer.state[layer.weight]["chi"].numpy()}
-    for side, cells in (("plus", placement.plus), ("minus", placement.minus)):
+def _keep_layer(writer: RunWriter, name: str, layer: AnalogLinear) -> None:
+    """Write down where the weights of a layer lie, so that conductances can be told from the log."""
+    pairs = layer.weight.pairs
+    arrays = {}
+    for side, cells in (("plus", pairs.placement.plus), ("minus", pairs.placement.minus)):
         arrays |= {f"{side}_array": cells.array, f"{side}_row": cells.row, f"{side}_column": cells.column}
-    attrs = {"rows": layer.weight.shape[0], "columns": layer.weight.shape[1], "scale": layer.weight.pairs.scale}
-    writer.snapshot(name, arrays, dict.fromkeys(arrays, "") | {"chi": "device units of 8 uS"}, attrs)
+    rows, columns = pairs.shape
+    attrs = {"rows": rows, "columns": columns, "scale": pairs.scale, "unit_siemens": UNIT}
+    writer.snapshot(name, arrays, dict.fromkeys(arrays, ""), attrs)
 
 
 def _optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hil.data.columns import Column, ColumnReader, Field, Table, TableReader, create_file
+from hil.data.column_reader import ColumnReader, TableReader
+from hil.data.columns import Column, Field, Table, create_file
 from hil.protocols.errors import DataError, StorageError
 
 CHUNK = 8

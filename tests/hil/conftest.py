@@ -12,7 +12,7 @@ import pytest
 
 from hil.bench import open_tester
 from hil.config import load_settings
-from hil.data.columns import ColumnReader
+from hil.data.column_reader import ColumnReader
 from hil.data.runfile import OPERATIONS, STREAMS, Start
 from hil.instruments.tester import ArrayTester
 from hil.pairs import UNIT, DifferentialPairs
