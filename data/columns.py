@@ -1,21 +1,23 @@
-"""Append-only columns in an HDF5 file that stays readable, up to the last flush, when its writer is killed.
+"""Append-only columns in an HDF5 file that is read while it is incomplete.
 
 A column is a group of three datasets:
 
-    values      compressed; grows by whole chunks only (a killed writer corrupts a compressed chunk that grows)
+    values      compressed; grows by whole chunks only, so that no chunk is compressed twice
     tail        not compressed, as long as one chunk, written in place: the newest elements
     tail_range  two positions in the column: of the first element of the tail, and after the last one
 
-The second position is the length of the column. It is written last; a reader takes each element from `values` if it is
-there and else from `tail`. So a kill leaves the elements of the last flush, or more. One gap remains: HDF5 writes its
-own index in several steps when it is flushed after a chunk or object was added; a kill between them may damage it.
+The second position is the length of the column. A reader takes each element from `values` if it is there and else from
+`tail`. In which order these are written does not matter: the file is a `JournaledFile`.
 """
 
 import os
+import signal
 import struct
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import h5py
@@ -23,7 +25,8 @@ import hdf5plugin
 import numpy as np
 import numpy.typing as npt
 
-from hil.protocols.errors import StorageError
+from hil.data.journal import JournaledFile
+from hil.protocols.errors import InputError, StorageError
 
 CHUNK_BYTES = 2**18
 """Size of a chunk of a stream of payload before compression."""
@@ -31,8 +34,8 @@ CHUNK_BYTES = 2**18
 ROW_BUFFER = 2**16
 """Bytes of rows that a table holds as rows before it sorts them into its columns."""
 
-MARGIN = 2**16
-"""Room for what HDF5 adds to a piece of data (bytes): headers, indexes, the growth of an incompressible chunk."""
+METADATA_BLOCK = 2**16
+"""HDF5's own bookkeeping lies together in blocks of this size, so that a commit changes few pages."""
 
 Values = npt.NDArray[Any]
 
@@ -47,35 +50,12 @@ class Field:
     description: str
 
 
-def _write_in_order(plist: Any) -> None:
-    """Driver settings: without the sieve buffer, raw data reach the system in the order in which they are written."""
-    plist.set_fapl_sec2()
-    plist.set_sieve_buf_size(0)
+def open_file(journal: JournaledFile, new: bool) -> Any:
+    """An h5py.File whose writes go to the journal. Chunks are not cached: they are written whole, once.
 
-
-h5py.register_driver("hil-ordered", _write_in_order)
-
-
-def create_file(path: os.PathLike[str]) -> Any:
-    """A new HDF5 file for columns, open for writing; an h5py.File. Raises OSError, also where `path` exists.
-
-    Chunks are not cached, so that a full disk shows when a chunk is written, not at some later flush. Two aligned
-    int64 never straddle a page, so that a killed writer cannot leave half a tail_range.
+    Raises OSError for what is no HDF5 file.
     """
-    return h5py.File(path, "x", driver="hil-ordered", rdcc_nbytes=0, alignment_threshold=16, alignment_interval=16)
-
-
-def reserve(file: Any, size: int) -> None:
-    """Let the file grow so that HDF5 finds room for `size` bytes. Raises OSError where the disk is full.
-
-    HDF5 writes where its file ends before it makes the file as long: if the disk is full or the writer is killed in
-    between, nobody can open it again. So the file is always made longer first, before HDF5 knows of the data.
-    """
-    handle = file.id.get_vfd_handle()
-    end = os.fstat(handle).st_size
-    needed = file.id.get_filesize() + size + MARGIN
-    while end < needed:
-        end += os.pwrite(handle, bytes(needed - end), end)
+    return h5py.File(journal, "w" if new else "r+", rdcc_nbytes=0, meta_block_size=METADATA_BLOCK)
 
 
 def compression(dtype: npt.DTypeLike) -> dict[str, Any]:
@@ -90,15 +70,32 @@ def describe(dataset: Any, units: str, description: str) -> None:
 
 
 @contextmanager
-def storage_errors(path: str) -> Iterator[None]:
-    """Turn what h5py raises when it cannot write into a `StorageError`."""
+def writing(path: str) -> Iterator[None]:
+    """While something is written: holds Ctrl-C back until it is done, and turns what fails into a `StorageError`."""
     try:
-        yield
+        with _uninterrupted():
+            yield
     except (OSError, RuntimeError) as error:
         raise StorageError(
             f"{path}: cannot be written ({reason(error)}); what was flushed before is intact: "
             "make room or choose another disk"
         ) from error
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """An exception in the middle of h5py's work would leave HDF5 with half of a change."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    caught: list[FrameType | None] = []
+    previous = signal.signal(signal.SIGINT, lambda _, frame: caught.append(frame))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+        if caught and callable(previous):
+            previous(signal.SIGINT, caught[-1])
 
 
 def reason(error: Exception) -> str:
@@ -112,9 +109,10 @@ class Column:
     """Writes one column. What is appended stays in memory until a chunk is full or `flush` is called."""
 
     def __init__(self, parent: Any, field: Field, chunk_bytes: int) -> None:
-        """A column in the h5py group `parent`. Without dtype in the field, the first values give it.
+        """A column in the h5py group `parent`, continued where it is there. Without dtype in the field, the first
+        values give it.
 
-        Nothing is written yet: the column is created by `create` or by the first append.
+        Nothing is written yet: a new column is created by `create` or by the first append.
         """
         self._parent = parent
         self._field = field
@@ -125,27 +123,43 @@ class Column:
         self._start = 0  # elements in `values`
         self._buffer = bytearray()  # elements after them, less than a chunk; several times as fast as a numpy buffer
         self._flushed = (0, 0)
+        if field.name in parent:
+            self._continue(parent[field.name])
 
     def create(self, dtype: npt.DTypeLike) -> None:
         """Create the datasets, empty."""
         dtype = np.dtype(dtype)
         length = self._chunk // dtype.itemsize
-        units = self._field.units
-        with storage_errors(self._path):
-            reserve(self._parent.file, self._chunk)
+        with writing(self._path):
             group = self._parent.create_group(self._field.name)
-            self._values = group.create_dataset(
+            values = group.create_dataset(
                 "values", (0,), dtype, maxshape=(None,), chunks=(length,), **compression(dtype)
             )
-            # Written at once: its place in the file is then fixed, and no later flush can lack the room for it.
-            self._tail = group.create_dataset("tail", data=np.zeros(length, dtype))
-            self._range = group.create_dataset("tail_range", data=np.zeros(2, np.int64))
-            describe(self._values, units, self._field.description)
-            describe(self._tail, units, "newest elements of the column, at the positions tail_range; see values")
-            describe(self._range, "", "positions of the tail's first element and after its last: the column's length")
-        self._chunk = length * dtype.itemsize
-        self._size = dtype.itemsize
-        self._dtype = dtype
+            tail = group.create_dataset("tail", (length,), dtype)
+            tail_range = group.create_dataset("tail_range", data=np.zeros(2, np.int64))
+            describe(values, self._field.units, self._field.description)
+            describe(tail, self._field.units, "newest elements of the column, at the positions tail_range; see values")
+            describe(tail_range, "", "positions of the tail's first element and after its last: the column's length")
+        self._attach(group)
+
+    def _attach(self, group: Any) -> None:
+        self._values, self._tail, self._range = group["values"], group["tail"], group["tail_range"]
+        self._dtype = self._values.dtype
+        self._size = self._dtype.itemsize
+        self._chunk = len(self._tail) * self._size
+
+    def _continue(self, group: Any) -> None:
+        """Take up a column where it ends: less than a chunk goes back into the buffer."""
+        with writing(self._path):
+            self._attach(group)
+            if not self._chunk:
+                raise InputError(f"{self._path} has no tail: a portable copy is not continued, resume the original")
+            first, stop = (int(position) for position in self._range[:])
+            length = len(self._tail)
+            self._start = len(self._values) // length * length
+            rest = self._values[self._start :] if stop == len(self._values) else self._tail[: stop - first]
+            self._values.resize((self._start,))
+        self._buffer += rest.tobytes()
 
     def __len__(self) -> int:
         return self._start + len(self._buffer) // self._size
@@ -153,7 +167,7 @@ class Column:
     def append(self, values: Values) -> int:
         """Append an array of the column's dtype, row after row, and return the position of its first element.
 
-        Raises StorageError on another dtype, or where a full chunk cannot be written (then the array has been taken).
+        Raises StorageError on another dtype.
         """
         if values.dtype is not self._dtype:
             self._check_dtype(values.dtype)
@@ -177,12 +191,12 @@ class Column:
             self._settle(len(self._buffer))
 
     def flush(self) -> None:
-        """Write what `values` does not hold. The file must have been flushed since the last chunk was settled."""
+        """Write what `values` does not hold."""
         start, stop = self._start, len(self)
         if (start, stop) == self._flushed:
             return
         first = self._flushed[1] - start if self._flushed[0] == start else 0
-        with storage_errors(self._path):
+        with writing(self._path):
             self._tail[first : stop - start] = np.frombuffer(self._buffer[first * self._size :], self._dtype)
             self._range[:] = (start, stop)
         self._flushed = (start, stop)
@@ -193,14 +207,9 @@ class Column:
 
     def _settle(self, size: int) -> None:
         stop = self._start + size // self._size
-        with storage_errors(self._path):
-            reserve(self._parent.file, size)
+        with writing(self._path):
             self._values.resize((stop,))
-            try:
-                self._values[self._start :] = np.frombuffer(self._buffer[:size], self._dtype)
-            except BaseException:  # also an interrupt: rows without values must not stay
-                self._values.resize((self._start,))
-                raise
+            self._values[self._start :] = np.frombuffer(self._buffer[:size], self._dtype)
         self._start = stop
         del self._buffer[:size]
 
@@ -209,13 +218,14 @@ class Table:
     """Writes columns of one length, row by row."""
 
     def __init__(self, group: Any, fields: Sequence[Field], rows: int) -> None:
-        """Create columns in the h5py group `group`, with `rows` elements per chunk."""
+        """Columns in the h5py group `group`, continued if they are there; new ones have `rows` elements per chunk."""
         self._columns = {field.name: Column(group, field, rows * np.dtype(field.dtype).itemsize) for field in fields}
         for field, column in zip(fields, self.columns, strict=True):
-            column.create(field.dtype)
+            if field.name not in group:
+                column.create(field.dtype)
         self._dtype = np.dtype([(field.name, field.dtype) for field in fields])
         self._pack = struct.Struct("<" + "".join(_struct_code(np.dtype(field.dtype)) for field in fields)).pack
-        self._first = 0  # rows in the columns
+        self._first = len(self.columns[0])  # rows in the columns
         self._rows = bytearray()  # rows after them
 
     def __len__(self) -> int:
@@ -223,7 +233,7 @@ class Table:
 
     @property
     def columns(self) -> Sequence[Column]:
-        """The columns, in the order in which they must be flushed."""
+        """The columns, in the order of the fields."""
         return tuple(self._columns.values())
 
     def append(self, *row: Any) -> None:

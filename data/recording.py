@@ -1,5 +1,6 @@
 """Record everything that passes between a run and its tester."""
 
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +12,7 @@ from hil.protocols.messages import (
     Block,
     Capabilities,
     Cells,
+    Codes,
     Direction,
     Identity,
     Operation,
@@ -21,6 +23,12 @@ from hil.protocols.messages import (
     Region,
     Vectors,
 )
+
+
+def digest(codes: Codes, vectors: Vectors, readings: Readings | None) -> int:
+    """CRC-32 of a product: its DAC codes, scales and ADC codes."""
+    crc = zlib.crc32(vectors.scale.tobytes(), zlib.crc32(codes.tobytes()))
+    return crc if readings is None else zlib.crc32(readings.codes.tobytes(), crc)
 
 
 class RecordingTester(ArrayTester):
@@ -132,12 +140,17 @@ class RecordingTester(ArrayTester):
 
     def _log_mvm(self, kind: Operation, region: Region, vectors: Vectors, gain: int, readings: Readings | None) -> None:
         append = self._append
-        codes = vectors.codes
-        offset = append["mvm/inputs"](codes if codes.dtype == self._dac_dtype else codes.astype(self._dac_dtype))
-        scales = append["mvm/scales"](vectors.scale)
-        done = output = 0
+        codes = vectors.codes if vectors.codes.dtype == self._dac_dtype else vectors.codes.astype(self._dac_dtype)
+        scales = done = output = 0
         if readings is not None:
-            done, output = len(readings.codes), append["mvm/outputs"](readings.codes)
+            done = len(readings.codes)
+        if self._writer.digest:
+            offset = append["mvm/digest"](np.array([digest(codes, vectors, readings)], np.uint32))
+        else:
+            offset = append["mvm/inputs"](codes)
+            scales = append["mvm/scales"](vectors.scale)
+            if readings is not None:
+                output = append["mvm/outputs"](readings.codes)
         self._writer.operation(
             kind,
             len(codes),

@@ -14,20 +14,21 @@ from typing import Any, Self
 import h5py
 import numpy as np
 
+from hil.data.column_reader import TableReader
 from hil.data.columns import (
     CHUNK_BYTES,
-    MARGIN,
     Column,
     Field,
     Table,
     Values,
     compression,
-    create_file,
     describe,
+    open_file,
     reason,
-    reserve,
-    storage_errors,
+    writing,
 )
+from hil.data.journal import JournaledFile
+from hil.data.status import remove_status, write_status
 from hil.protocols.errors import InputError, TesterError
 from hil.protocols.messages import (
     Block,
@@ -42,12 +43,21 @@ from hil.protocols.messages import (
 )
 
 FORMAT = "hil-run"
-FORMAT_VERSION = "1.0"
+FORMAT_VERSION = "1.1"
 FLUSH_NS = 1_000_000_000
 """Longest time between two flushes while operations are logged (ns)."""
 
+PENDING = 2**23
+"""Bytes to be written from which on a flush does not wait (the writer's memory is bounded)."""
+
+CHECKPOINTS = 2
+"""Checkpoints that are kept."""
+
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 """What every HDF5 file begins with."""
+
+ARRAY_CHUNK = 2**20
+"""Bytes of a chunk of a snapshot."""
 
 OPERATION_CHUNK = 2**15
 SMALL_CHUNK = 2**8
@@ -84,6 +94,7 @@ STREAMS = {
         Field("mvm/inputs", "", "", "DAC codes, vector after vector; int8, or int16 for more than 8 bits"),
         Field("mvm/scales", "<f4", "", "what one DAC code stands for on the host, one per vector"),
         Field("mvm/outputs", "", "", "ADC codes, vector after vector; see readings; dtype as the tester gives it"),
+        Field("mvm/digest", "<u4", "", "in a digest: CRC-32 of the inputs, scales and outputs of one operation"),
         Field("program/array", "<u2", "", "array of each cell pulsed"),
         Field("program/row", "<u2", "", "word line of each cell pulsed"),
         Field("program/column", "<u2", "", "bit line of each cell pulsed"),
@@ -130,6 +141,7 @@ class Start:
     meta: dict[str, str]
     identity: Identity | None  # None: no tester
     capabilities: Capabilities | None
+    log: str = "full"  # or "digest": of a product only a CRC-32 is kept
 
 
 class RunWriter:
@@ -138,32 +150,40 @@ class RunWriter:
     Every method that writes raises `StorageError` where the disk does not take it.
     """
 
-    def __init__(self, path: Path, file: Any, start: Start) -> None:
-        """Take over a new, empty HDF5 file; use `create`."""
+    def __init__(self, path: Path, journal: JournaledFile, file: Any) -> None:
+        """Take over an HDF5 file that has a start; use `create` or `reopen`."""
         self.path = path
+        self._journal = journal
         self._file = file
         self._closed = False
-        self._shapes: dict[PulseShape, int] = {}
-        self._readings: dict[tuple[int, int], tuple[str, float, int, np.dtype[Any]]] = {}
+        self.status: dict[str, Any] = {"run": str(path), "run_id": file.attrs["run_id"], "state": "running"}
+        """What the file beside the run file says of the run while it is going on; the caller adds to it."""
+        self.digest: bool = json.loads(file["start/log"].asstr()[()]) == "digest"
+        """Whether only a CRC-32 of each product is kept."""
         self._flushed_ns = time.time_ns()
-        self._write_start(start)
         self.streams = {name: _stream(file, field) for name, field in STREAMS.items()}
         """The columns of STREAMS, to append payload to."""
-        file.create_group("regions")
-        file.create_group("snapshots")
-        self._shape_table = Table(file.create_group("shapes"), SHAPES, SMALL_CHUNK)
-        self._reading_table = Table(file.create_group("readings"), READINGS, SMALL_CHUNK)
+        for name in ("regions", "snapshots", "checkpoints", "sessions"):
+            file.require_group(name)
+        self._shape_table = Table(file.require_group("shapes"), SHAPES, SMALL_CHUNK)
+        self._reading_table = Table(file.require_group("readings"), READINGS, SMALL_CHUNK)
         self._messages = Table(file["messages"], MESSAGES, SMALL_CHUNK)
         self._metrics: Table | None = None
         self._metric_types: dict[str, str] = {}
-        self._operations = Table(file.create_group("operations"), OPERATIONS, OPERATION_CHUNK)
+        if "metrics" in file:
+            self._metric_types = {name: group["values"].dtype.str for name, group in file["metrics"].items()}
+            self._metrics = Table(file["metrics"], [Field(*item, "", "") for item in self._metric_types.items()], 1)
+        self._operations = Table(file.require_group("operations"), OPERATIONS, OPERATION_CHUNK)
         self.flush()
+        self._shapes = {PulseShape(*row): number for number, row in enumerate(_rows(file["shapes"], SHAPES))}
+        self._readings = {(kind, gain): tuple(rest) for kind, gain, *rest in _rows(file["readings"], READINGS)}
 
     @classmethod
-    def create(cls, path: Path, start: Start, overwrite: bool = False) -> Self:
+    def create(cls, path: Path, start: Start, overwrite: bool = False, durable: bool = False) -> Self:
         """Create the file. An older file of this name is replaced only if `overwrite`, and once the new one is there.
 
-        Raises InputError where the file exists or its folder does not take it.
+        With `durable`, what is flushed survives a loss of power and not only of the process. Raises InputError where
+        the file exists or its folder does not take it.
         """
         if os.path.exists(path) and (not overwrite or path.is_dir()):
             raise InputError(f"{path} exists: choose another name, or ask for it to be overwritten if it is a run file")
@@ -171,34 +191,62 @@ class RunWriter:
             _check_replaceable(path)
         place = path.with_name(f".{path.name}.{uuid.uuid4().hex}") if overwrite else path
         try:
-            file = create_file(place)
+            journal = JournaledFile(place, True, durable)
         except OSError as error:
             raise InputError(
                 f"{path}: cannot be created ({reason(error)}): give a folder that can be written"
             ) from error
+        file = None
         try:
-            with storage_errors(str(path)):
-                writer = cls(path, file, start)
+            with writing(str(path)):
+                file = open_file(journal, True)
+                _write_start(file, start)
+                writer = cls(path, journal, file)
                 if overwrite:
                     os.replace(place, path)
+                    journal.path = path.absolute()
         except BaseException:
-            with suppress(OSError, RuntimeError):
-                file.close()
+            _let_go(journal, file)
             place.unlink(missing_ok=True)
             raise
         return writer
+
+    @classmethod
+    def reopen(cls, path: Path, session: Mapping[str, Any], durable: bool = False) -> Self:
+        """Go on with a run file. `session` (JSON-able) is added to its record, with how the last one stopped.
+
+        Raises InputError where it cannot be written, or is being written by another process.
+        """
+        try:
+            journal = JournaledFile(path, False, durable)
+        except BlockingIOError as error:
+            raise InputError(f"{path} is being written by another process: wait until it is done") from error
+        except OSError as error:
+            raise InputError(f"{path}: cannot be continued ({reason(error)})") from error
+        file = None
+        try:
+            with writing(str(path)):
+                file = open_file(journal, False)
+                writer = cls(path, journal, file)
+                writer._begin_session(session)
+        except BaseException:
+            _let_go(journal, file)
+            raise
+        return writer
+
+    def view(self) -> Any:
+        """The h5py.File, for reading what has been flushed."""
+        return self._file
 
     def region(self, region: Region) -> None:
         """Log a region before its first operation; a second time does nothing."""
         regions = self._file["regions"]
         if str(region.handle) in regions:
             return
-        with storage_errors(str(self.path)):
-            reserve(self._file, sum(MARGIN + 8 * (len(block.rows) + len(block.columns)) for block in region.blocks))
+        with writing(str(self.path)):
             group = regions.create_group(str(region.handle))
             for number, block in enumerate(region.blocks):
                 _write_block(group.create_group(str(number)), block)
-        self.flush()  # it must be there before the rows that name it
 
     def operation(
         self,
@@ -224,13 +272,17 @@ class RunWriter:
             op_id, kind, status, time_ns, now, region, gain, shape, polarity,
             count, done, saturated, offset, output_offset, scale_offset,
         )  # fmt: skip
-        if not 0 <= now - self._flushed_ns < FLUSH_NS:  # the clock may have been set back
+        if not 0 <= now - self._flushed_ns < FLUSH_NS or self._journal.pending > PENDING:  # clocks may be set back
             self.flush()
 
     @property
     def operations(self) -> int:
         """Operations logged so far."""
         return len(self._operations)
+
+    def rows(self, table: str) -> int:
+        """Rows of `metrics` or `messages` so far."""
+        return len({"metrics": self._metrics or (), "messages": self._messages}[table])
 
     def shape(self, shape: PulseShape) -> int:
         """The row of a pulse shape in shapes."""
@@ -242,14 +294,14 @@ class RunWriter:
 
     def check_readings(self, kind: Operation, gain: int, readings: Readings) -> None:
         """Store what turns codes into values once per kind and gain. Raises TesterError if it has changed."""
-        constants = (readings.unit, readings.scale, readings.offset, readings.codes.dtype)
+        constants = (readings.unit.encode(), readings.scale, readings.offset)
         known = self._readings.get((kind, gain))
         if known is None:
             self._readings[kind, gain] = constants
-            self._reading_table.append(kind, gain, readings.unit.encode(), readings.scale, readings.offset)
+            self._reading_table.append(kind, gain, *constants)
         elif known != constants:
             raise TesterError(
-                f"{kind.name}, gain {gain}: unit, scale, offset and type of readings were {known}, are {constants}: "
+                f"{kind.name}, gain {gain}: unit, scale and offset of readings were {known}, are {constants}: "
                 "they must stay the same in a run; mend the driver"
             )
 
@@ -270,7 +322,7 @@ class RunWriter:
             columns = [
                 Field(name, dtype, units[name], f"{name.replace('_', ' ')}, by row") for name, dtype in types.items()
             ]
-            with storage_errors(str(self.path)):
+            with writing(str(self.path)):
                 self._metrics = Table(self._file.create_group("metrics"), columns, SMALL_CHUNK)
         elif types != self._metric_types:
             raise InputError(f"metrics were {self._metric_types}, are {types}: names and types stay those of the first")
@@ -285,23 +337,37 @@ class RunWriter:
             raise InputError(f"snapshot {name!r} exists: give each its own name")
         _check_names([name], {name: ""})
         _check_names(arrays, units)
-        with storage_errors(str(self.path)):
-            reserve(self._file, sum(MARGIN + values.nbytes for values in arrays.values()))
+        with writing(str(self.path)):
             group = self._file["snapshots"].create_group(name)
             group.attrs.update(attrs or {})
             for key, values in arrays.items():
-                options = {"chunks": True, **compression(values.dtype)} if values.size > 1 else {}
-                describe(group.create_dataset(key, data=values, **options), units[key], f"{key} at {name}")
+                _write_array(group, key, values, units[key], f"{key} at {name}")
+        self.flush()
+
+    def checkpoint(self, state: Mapping[str, Any], arrays: Mapping[str, Values]) -> None:
+        """Store what the run needs to go on from here, JSON-able state and arrays by name, instead of an older one."""
+        with writing(str(self.path)):
+            group = self._file["checkpoints"]
+            numbers = sorted(map(int, group))
+            new = group.create_group(str(numbers[-1] + 1 if numbers else 0))
+            rows = {"operations": self.operations, "metrics": self.rows("metrics"), "messages": self.rows("messages")}
+            _write_text(new, "state", json.dumps(state | {"rows": rows}), "state of the run (JSON)")
+            for key, values in arrays.items():
+                _write_array(new, key, values, "", f"{key} of the state")
+            for number in numbers[: 1 - CHECKPOINTS]:
+                del group[str(number)]
         self.flush()
 
     def flush(self) -> None:
-        """Bring everything logged so far into the file, where a killed process leaves it."""
-        with storage_errors(str(self.path)):
+        """Bring everything logged so far into the file at once, where a killed process leaves it."""
+        with writing(str(self.path)):
             self._sort_rows()
-            self._file.flush()
             for column in self._columns():
                 column.flush()
-        self._flushed_ns = time.time_ns()
+            self._file.flush()
+            self._journal.commit()
+            self._flushed_ns = time.time_ns()
+            write_status(self.path, self.status | {"operations": self.operations, "bytes": self._journal.size})
 
     def close(self, exit_status: str, counts: Mapping[str, int]) -> None:
         """Write the stop, with what the run counted, and close the file. Idempotent."""
@@ -309,19 +375,18 @@ class RunWriter:
             return
         self._closed = True
         try:
-            with storage_errors(str(self.path)):
+            with writing(str(self.path)):
                 self._sort_rows()
                 for column in self._columns():
                     column.settle()
-                self.flush()
-                reserve(self._file, len(exit_status) + len(json.dumps(counts)))
                 self._write_stop(exit_status, counts)
+                self.flush()
+                remove_status(self.path)
         finally:
-            with storage_errors(str(self.path)):
-                self._file.close()
+            _let_go(self._journal, self._file)
 
     def _columns(self) -> Iterator[Column]:
-        """All columns, those of the operations last: once a row is in the file, all that it names is there too."""
+        """All columns."""
         yield from self.streams.values()
         for table in (self._shape_table, self._reading_table, self._messages, self._metrics, self._operations):
             if table is not None:
@@ -332,28 +397,53 @@ class RunWriter:
             if table is not None:
                 table.sort()
 
-    def _write_start(self, start: Start) -> None:
-        kind = start.identity.kind if start.identity else "none"
-        self._file.attrs.update(
-            {
-                "format": FORMAT,
-                "format_version": FORMAT_VERSION,
-                "run_id": str(uuid.uuid4()),
-                "created_utc": _utc(),
-                "tester_kind": str(kind),
-            }
-        )
-        group = self._file.create_group("start")
-        _write_text(group, "config_text", start.config_text, "configuration as it was given (TOML)")
-        for name, value in asdict(start).items():
-            if name != "config_text":
-                _write_text(group, name, json.dumps(value), f"{name.replace('_', ' ')} (JSON)")
+    def _begin_session(self, session: Mapping[str, Any]) -> None:
+        stop = self._file.get("stop", {})
+        record = {"utc": _utc(), **session, "operations": self.operations}
+        record["stop"] = {name: dataset.asstr()[()] for name, dataset in stop.items()}
+        number = len(self._file["sessions"]) + 1
+        _write_text(self._file["sessions"], str(number), json.dumps(record), "a resumption of the run (JSON)")
+        if "stop" in self._file:
+            del self._file["stop"]
+        self.flush()
 
     def _write_stop(self, exit_status: str, counts: Mapping[str, int]) -> None:
         group = self._file.create_group("stop")
         _write_text(group, "utc", _utc(), "when the run stopped")
         _write_text(group, "exit_status", exit_status, "how the run stopped")
         _write_text(group, "counts", json.dumps(counts), "what the run counted (JSON)")
+
+
+def _write_start(file: Any, start: Start) -> None:
+    kind = start.identity.kind if start.identity else "none"
+    file.attrs.update(
+        {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "run_id": str(uuid.uuid4()),
+            "created_utc": _utc(),
+            "tester_kind": str(kind),
+        }
+    )
+    group = file.create_group("start")
+    _write_text(group, "config_text", start.config_text, "configuration as it was given (TOML)")
+    for name, value in asdict(start).items():
+        if name != "config_text":
+            _write_text(group, name, json.dumps(value), f"{name.replace('_', ' ')} (JSON)")
+
+
+def _rows(group: Any, fields: Iterable[Field]) -> list[tuple[Any, ...]]:
+    """What a small table holds."""
+    table = TableReader(group, [field.name for field in fields])
+    return list(zip(*(column[: table.rows].tolist() for column in table.values()), strict=True))
+
+
+def _let_go(journal: JournaledFile, file: Any) -> None:
+    """Close without another commit: what was not flushed is lost, what was is whole."""
+    with suppress(OSError, RuntimeError):
+        if file is not None:
+            file.close()
+    journal.close()
 
 
 def _check_replaceable(path: Path) -> None:
@@ -383,6 +473,15 @@ def _check_names(names: Iterable[str], units: Mapping[str, str]) -> None:
             raise InputError(f"name {name!r}: a metric, snapshot or array needs a name without '/'")
         if name not in units:
             raise InputError(f"{name!r} has no unit; give one, an empty one for a pure number")
+
+
+def _write_array(group: Any, name: str, values: Values, units: str, description: str) -> None:
+    """Compressed in chunks of about a megabyte along the first axis."""
+    options: dict[str, Any] = {}
+    if values.size > 1:
+        rows = max(1, ARRAY_CHUNK * len(values) // max(values.nbytes, 1))
+        options = {"chunks": (min(rows, len(values)), *values.shape[1:]), **compression(values.dtype)}
+    describe(group.create_dataset(name, data=values, **options), units, description)
 
 
 def _write_text(group: Any, name: str, text: str, description: str) -> None:

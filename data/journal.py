@@ -1,0 +1,235 @@
+"""A file whose writes take effect all at once, or not at all: what HDF5 lacks when its writer is killed.
+
+h5py writes into a `JournaledFile`, which keeps everything in memory until `commit`. A commit
+
+    1. writes what lies beyond the end of the file, where nothing refers to it yet,
+    2. writes the changed pages behind it, as a journal with a checksum of both,
+    3. writes the same pages to their places,
+    4. cuts the journal off.
+
+Killed before the journal is whole, the file is that of the commit before, with bytes behind its end that HDF5 ignores.
+Killed after, `recover` does steps 3 and 4 again. HDF5 itself never sees a write that fails.
+"""
+
+import fcntl
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from hil.protocols.errors import DataError
+
+PAGE = 4096
+"""Bytes that are written as one: a killed process leaves a page old or new."""
+
+TRAILER = struct.Struct("<8sqqqqI")
+"""The file's last bytes while it has a journal: magic, start of what step 1 wrote, start of the journal, its pages, size
+of the file, CRC-32 of all that."""
+MAGIC = b"hil-jrnl"
+NUMBER = struct.Struct("<q")
+
+
+class JournaledFile:
+    """A file-like object for `h5py.File`, open for reading and writing; nobody else can open the file meanwhile.
+
+    With `durable`, a commit survives a loss of power as well. Raises OSError, also where another process has the file.
+    """
+
+    def __init__(self, path: Path, new: bool, durable: bool = False) -> None:
+        self._handle = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT | os.O_EXCL if new else 0), 0o666)
+        try:
+            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _apply(self._handle)
+            self._end = os.fstat(self._handle).st_size  # of what is committed
+            if durable and new:
+                _sync_folder(path.parent)
+        except BaseException:
+            os.close(self._handle)
+            raise
+        self.path = path.absolute()
+        self._durable = durable
+        self._size = self._end
+        self._position = 0
+        self._pages: dict[int, bytearray] = {}
+
+    @property
+    def pending(self) -> int:
+        """Bytes that the next commit will write."""
+        return len(self._pages) * PAGE
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file, with what was written since the last commit."""
+        return self._size
+
+    def commit(self) -> None:
+        """Bring all writes into the file at once. Raises OSError, after which the file is that of the last commit.
+
+        Also refuses a file that was removed or replaced since: what goes there would be lost.
+        """
+        if not os.path.samestat(os.stat(self.path), os.fstat(self._handle)):
+            raise OSError(f"{self.path} was replaced by another file while it was written")
+        first_new = -(-self._end // PAGE)
+        new = b"".join(self._new_pages(first_new))
+        changed = sorted(number for number in self._pages if number < first_new)
+        try:
+            _write(self._handle, new, first_new * PAGE)
+            if changed:
+                self._write_journal(changed, new, first_new * PAGE)
+        except OSError:
+            os.ftruncate(self._handle, self._end)
+            raise
+        self._sync()
+        for number in changed:
+            _write(self._handle, self._pages[number], number * PAGE)
+        if changed:
+            self._sync()
+        os.ftruncate(self._handle, self._size)
+        self._end = self._size
+        self._pages.clear()
+
+    def close(self) -> None:
+        """Let go of the file; writes that were not committed are forgotten. Idempotent."""
+        if self._handle >= 0:
+            os.close(self._handle)
+            self._handle = -1
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """As of a file."""
+        self._position = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        return self._position
+
+    def tell(self) -> int:
+        """As of a file."""
+        return self._position
+
+    def read(self, size: int = -1) -> bytes:
+        """As of a file, with what was written since the last commit."""
+        stop = self._size if size < 0 else min(self._position + size, self._size)
+        parts = [bytes(self._page(number)[begin:end]) for number, begin, end in _parts(self._position, stop)]
+        self._position = max(stop, self._position)
+        return b"".join(parts)
+
+    def readinto(self, buffer: memoryview) -> int:
+        """As of a file, with what was written since the last commit."""
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def write(self, data: memoryview) -> int:
+        """As of a file, but kept in memory."""
+        view = memoryview(data).cast("B")
+        start = self._position
+        for number, begin, end in _parts(start, start + len(view)):
+            if number not in self._pages:
+                self._pages[number] = bytearray(PAGE) if end - begin == PAGE else bytearray(self._page(number))
+            offset = number * PAGE + begin - start
+            self._pages[number][begin:end] = view[offset : offset + end - begin]
+        self._position = start + len(view)
+        self._size = max(self._size, self._position)
+        return len(view)
+
+    def truncate(self, size: int) -> int:
+        """As of a file, but in memory only."""
+        for number in [number for number in self._pages if number * PAGE >= size]:
+            del self._pages[number]
+        self._size = size
+        return size
+
+    def flush(self) -> None:
+        """Does nothing: only a commit writes."""
+
+    def _page(self, number: int) -> bytes | bytearray:
+        if number in self._pages:
+            return self._pages[number]
+        return os.pread(self._handle, max(min(PAGE, self._end - number * PAGE), 0), number * PAGE).ljust(PAGE, b"\0")
+
+    def _new_pages(self, first: int) -> Iterator[bytes | bytearray]:
+        """What lies from a page on, to the end of the file; what nobody wrote is written too, so that no room lacks."""
+        for number in range(first, -(-self._size // PAGE)):
+            yield memoryview(self._pages.get(number, bytes(PAGE)))[: self._size - number * PAGE]
+
+    def _write_journal(self, numbers: list[int], new: bytes, new_start: int) -> None:
+        start = -(-max(self._size, self._end) // PAGE) * PAGE
+        body = b"".join([*map(NUMBER.pack, numbers), *(self._pages[number] for number in numbers)])
+        fields = (MAGIC, new_start, start, len(numbers), self._size)
+        crc = _checksum(fields, new, body)
+        _write(self._handle, body + TRAILER.pack(*fields, crc), start)
+
+    def _sync(self) -> None:
+        if self._durable:
+            os.fsync(self._handle)
+
+
+def recover(path: Path) -> bool:
+    """Finish the commit in which the file's writer was killed; whether there was one.
+
+    Raises DataError where the file has to be mended and cannot be written, BlockingIOError where it is being written.
+    """
+    with path.open("rb") as file:
+        file.seek(max(os.fstat(file.fileno()).st_size - TRAILER.size, 0))
+        if file.read(len(MAGIC)) != MAGIC:
+            return False
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise DataError(
+            f"{path}: its writer was killed while it wrote, and the file cannot be mended where it is "
+            f"({error.strerror}): copy it to where it can be written"
+        ) from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return _apply(handle)
+    finally:
+        os.close(handle)
+
+
+def _apply(handle: int) -> bool:
+    """Carry out the journal at the end of a file, if there is a whole one."""
+    end = os.fstat(handle).st_size
+    trailer = os.pread(handle, TRAILER.size, max(end - TRAILER.size, 0))
+    if len(trailer) < TRAILER.size or not trailer.startswith(MAGIC):
+        return False
+    *fields, crc = TRAILER.unpack(trailer)
+    _, new_start, start, count, size = fields
+    if not 0 <= start < end or end - start != count * (NUMBER.size + PAGE) + TRAILER.size:
+        return False
+    new, body = _read(handle, new_start, size), _read(handle, start, end - TRAILER.size)
+    if _checksum(tuple(fields), new, body) != crc:
+        return False
+    pages = memoryview(body)[count * NUMBER.size :]
+    for index, (number,) in enumerate(NUMBER.iter_unpack(body[: count * NUMBER.size])):
+        _write(handle, pages[index * PAGE : (index + 1) * PAGE], number * PAGE)
+    os.fsync(handle)
+    os.ftruncate(handle, size)
+    return True
+
+
+def _checksum(fields: tuple[object, ...], new: bytes, body: bytes) -> int:
+    return zlib.crc32(TRAILER.pack(*fields, 0), zlib.crc32(body, zlib.crc32(new)))
+
+
+def _read(handle: int, start: int, stop: int) -> bytes:
+    return os.pread(handle, max(stop - start, 0), start) if start >= 0 else b""
+
+
+def _parts(start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+    """The pages that hold the bytes from start to stop: number, first byte and end within the page."""
+    for number in range(start // PAGE, -(-stop // PAGE)):
+        yield number, max(start - number * PAGE, 0), min(stop - number * PAGE, PAGE)
+
+
+def _write(handle: int, data: "bytes | bytearray | memoryview", offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(handle, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,250 @@
+"""A commit takes effect all at once, wherever its process is killed or the power fails."""
+
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from hil.data import journal as journal_module
+from hil.data.columns import Column, Field, open_file
+from hil.data.journal import PAGE, JournaledFile, recover
+from hil.protocols.errors import DataError
+
+Change = Callable[[int], None]
+SYNC = "sync"
+
+
+@dataclass
+class Disk:
+    """What a journal did to its file: changes no larger than a page, syncs, and the bytes at each commit."""
+
+    changes: list[Change | str] = field(default_factory=list)
+    commits: list[tuple[int, bytes]] = field(default_factory=list)  # changes so far, bytes of the file
+
+    def lay(self, path: Path, changes: list[Change]) -> None:
+        """Make the file that these changes leave."""
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+        for change in changes:
+            change(handle)
+        os.close(handle)
+
+
+def pwrite(data: bytes, offset: int) -> Change:
+    return lambda handle: (os.pwrite(handle, data, offset), None)[1]
+
+
+def ftruncate(size: int) -> Change:
+    return lambda handle: os.ftruncate(handle, size)
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
+    disk = Disk()
+    write, cut, sync = journal_module._write, os.ftruncate, os.fsync  # noqa: SLF001
+
+    def write_pages(handle: int, data: bytes, offset: int) -> None:
+        write(handle, data, offset)
+        for start in range(0, len(data), PAGE):
+            disk.changes.append(pwrite(bytes(data[start : start + PAGE]), offset + start))
+
+    def cut_off(handle: int, size: int) -> None:
+        cut(handle, size)
+        disk.changes.append(ftruncate(size))
+
+    def wait(handle: int) -> None:
+        sync(handle)
+        disk.changes.append(SYNC)
+
+    monkeypatch.setattr(journal_module, "_write", write_pages)
+    monkeypatch.setattr(journal_module.os, "ftruncate", cut_off)
+    monkeypatch.setattr(journal_module.os, "fsync", wait)
+    return disk
+
+
+def write_columns(path: Path, disk: Disk, durable: bool) -> None:
+    """Two columns and some groups that grow, committed many times."""
+    journal = JournaledFile(path, True, durable)
+    file = open_file(journal, True)
+    rng = np.random.default_rng(1)
+    columns = [Column(file, Field(name, "<i4", "", ""), 4 * PAGE) for name in "ab"]
+    for round_ in range(12):
+        for column in columns:
+            column.append(rng.integers(0, 2**31, int(rng.integers(0, 9000)), np.int32))
+            column.flush()
+        file.create_group(f"group{round_}").attrs["number"] = round_
+        file.flush()
+        journal.commit()
+        disk.commits.append((len(disk.changes), path.read_bytes()))
+    file.close()
+    journal.close()
+
+
+def states(disk: Disk, number: int) -> tuple[bytes, bytes]:
+    """The commit before a change and the one that it belongs to."""
+    before, after = b"", b""
+    for count, content in disk.commits:
+        before, after = after, content
+        if number < count:
+            break
+    return before, after
+
+
+def assert_whole(path: Path, before: bytes, after: bytes) -> None:
+    """HDF5 ignores what lies behind the end that its superblock tells."""
+    recover(path)
+    found = path.read_bytes()
+    assert found[: len(before)] == before or found[: len(after)] == after
+
+
+def test_a_kill_at_any_moment_leaves_one_commit_or_the_next(tmp_path: Path, disk: Disk) -> None:
+    write_columns(tmp_path / "run.h5", disk, durable=False)
+    changes = [change for change in disk.changes if not isinstance(change, str)]
+    assert len(changes) > 300
+    copy = tmp_path / "copy.h5"
+    for number in range(len(changes)):
+        disk.lay(copy, changes[:number])
+        assert_whole(copy, *states(disk, number))
+
+
+def test_the_loss_of_power_at_any_moment_leaves_a_commit_of_a_durable_file(tmp_path: Path, disk: Disk) -> None:
+    """Until it is synced, any part of what was written may be there or not."""
+    write_columns(tmp_path / "run.h5", disk, durable=True)
+    copy, chance = tmp_path / "copy.h5", random.Random(1)
+    synced: list[Change] = []
+    loose: list[Change] = []
+    for number, change in enumerate(list(disk.changes)):  # recovery adds its own
+        if isinstance(change, str):
+            synced, loose = synced + loose, []
+            continue
+        loose.append(change)
+        disk.lay(copy, synced + [change for change in loose if chance.random() < 0.7])
+        before, after = states(disk, number)
+        earlier = states(disk, number - len(loose))[0]
+        recover(copy)
+        found = copy.read_bytes()
+        assert any(found[: len(content)] == content for content in (after, before, earlier))
+
+
+def test_nothing_is_written_before_the_commit(tmp_path: Path) -> None:
+    path = tmp_path / "run.h5"
+    journal = JournaledFile(path, True)
+    with open_file(journal, True) as file:
+        file.create_group("later")
+        file.flush()
+        assert path.stat().st_size == 0
+        assert journal.pending > 0
+        journal.commit()
+        assert journal.pending == 0
+        shutil.copyfile(path, tmp_path / "copy.h5")
+    journal.close()
+    with h5py.File(tmp_path / "copy.h5") as copy:
+        assert list(copy) == ["later"]
+
+
+def test_it_reads_what_was_written_like_a_file(tmp_path: Path) -> None:
+    chance = random.Random(1)
+    with (tmp_path / "plain").open("w+b") as plain:
+        journal = JournaledFile(tmp_path / "journaled", True)
+        for number in range(300):
+            offset, size = chance.randrange(60_000), chance.randrange(9_000)
+            for file in (plain, journal):
+                file.seek(offset)
+                file.write(bytes([number % 256]) * size)
+                file.seek(chance.choice([offset]))
+            offset = chance.randrange(60_000)
+            assert plain.seek(offset) == journal.seek(offset)
+            assert plain.read(5_000) == journal.read(5_000)
+            if number % 20 == 0:
+                journal.commit()
+        assert plain.seek(0, os.SEEK_END) == journal.seek(0, os.SEEK_END)
+        journal.commit()
+        journal.close()
+        plain.flush()
+        assert (tmp_path / "plain").read_bytes() == (tmp_path / "journaled").read_bytes()
+
+
+def test_a_commit_that_fails_leaves_the_last_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "run.h5"
+    journal = JournaledFile(path, True)
+    journal.write(memoryview(b"a" * 9000))
+    journal.commit()
+    journal.seek(0)
+    journal.write(memoryview(b"b" * 20_000))
+
+    def full(handle: int, data: bytes, offset: int) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(journal_module.os, "pwrite", full)
+        with pytest.raises(OSError, match="No space"):
+            journal.commit()
+    assert path.read_bytes() == b"a" * 9000
+    journal.commit()  # there is room again
+    assert path.read_bytes() == b"b" * 20_000
+    journal.close()
+
+
+@pytest.mark.parametrize("vanish", [lambda path: shutil.rmtree(path.parent), lambda path: path.unlink()])
+def test_a_file_that_was_removed_is_not_written_on(tmp_path: Path, vanish: Callable[[Path], None]) -> None:
+    path = tmp_path / "runs" / "run.h5"
+    path.parent.mkdir()
+    journal = JournaledFile(path, True)
+    journal.write(memoryview(b"a"))
+    vanish(path)
+    with pytest.raises(FileNotFoundError):
+        journal.commit()
+    journal.close()
+
+
+def test_a_file_that_was_replaced_is_not_written_on(tmp_path: Path) -> None:
+    path = tmp_path / "run.h5"
+    journal = JournaledFile(path, True)
+    path.unlink()
+    path.write_text("another")
+    with pytest.raises(OSError, match="replaced by another file"):
+        journal.commit()
+    journal.close()
+    assert path.read_text() == "another"
+
+
+@pytest.fixture
+def torn(tmp_path: Path, disk: Disk) -> Path:
+    """A file whose writer was killed between the journal and the pages."""
+    path = tmp_path / "torn.h5"
+    write_columns(tmp_path / "run.h5", disk, durable=False)
+    changes = [change for change in disk.changes if not isinstance(change, str)]
+    disk.lay(path, changes[: disk.commits[-1][0] - 2])
+    return path
+
+
+def test_recovery_is_needed_once(torn: Path) -> None:
+    assert recover(torn)
+    assert not recover(torn)
+    with h5py.File(torn) as file:
+        assert "group11" in file
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and sys.platform == "linux", reason="root may write everywhere")
+def test_a_file_that_cannot_be_mended_where_it_is_is_told(torn: Path) -> None:
+    torn.chmod(0o444)
+    with pytest.raises(DataError, match="copy it to where it can be written"):
+        recover(torn)
+
+
+def test_two_processes_cannot_write_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "run.h5"
+    journal = JournaledFile(path, True)
+    program = (
+        "import sys, pathlib; from hil.data.journal import JournaledFile as J; J(pathlib.Path(sys.argv[1]), False)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=False)
+    assert "BlockingIOError" in done.stderr
+    journal.close()
