@@ -7,7 +7,7 @@ from hil.mock_hw.chips import ChipParameters
 from hil.mock_hw.normals import NormalSource
 from hil.mock_hw.parameters import PcmParameters
 from hil.mock_hw.tile import Tile
-from hil.protocols.errors import LimitError
+from hil.protocols.limits import outside_chip
 from hil.protocols.messages import Cells, Codes, Direction, Operation, PulseBatch, Region
 
 STUCK_HIGH = 0.8
@@ -42,9 +42,7 @@ class Chip:
         flat = np.empty(len(cells), np.int64)
         bad = physics.locate(cells.array, cells.row, cells.column, p.arrays, p.rows, p.columns, flat)
         if bad >= 0:
-            where = (int(cells.array[bad]), int(cells.row[bad]), int(cells.column[bad]))
-            size = f"{p.arrays} x {p.rows} x {p.columns}"
-            raise LimitError(f"cell {where} (array, row, column) is outside the chip of {size}")
+            raise outside_chip(p.capabilities(), cells, bad)
         return flat
 
     def advance(self, nanoseconds: int) -> None:

@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from hil.mock_hw.array import Chip
 from hil.mock_hw.products import largest
+from hil.protocols import limits
 from hil.protocols.errors import LimitError, OperationIdError
 from hil.protocols.messages import (
     Block,
@@ -15,12 +16,9 @@ from hil.protocols.messages import (
     Cells,
     Codes,
     Direction,
-    MvmMode,
     Operation,
     PulseBatch,
-    PulseShape,
     Readings,
-    Readout,
     Receipt,
     Region,
     Status,
@@ -52,12 +50,7 @@ class Firmware:
 
     def register(self, blocks: Sequence[Block]) -> Region:
         """A region of cells to be multiplied; raises `LimitError` if the chip cannot."""
-        if self.capabilities.mvm == MvmMode.NONE:
-            raise LimitError("this array does no matrix-vector products (mvm: none): read its cells instead")
-        if not blocks:
-            raise LimitError("a region needs at least one block")
-        for block in blocks:
-            self._check_block(block)
+        limits.check_blocks(self.capabilities, blocks)
         region = Region(len(self.regions), tuple(blocks))
         self.regions.append(region)
         return region
@@ -105,8 +98,7 @@ class Firmware:
     def wait(self, op_id: int, seconds: float) -> Receipt:
         """Device time passes."""
         left = LONGEST_LIFE - (self.chip.now_ns * 1e-9 if op_id > self.last_op_id else 0)
-        if not 0 <= seconds <= left:
-            raise LimitError(f"wait of {seconds} s is outside 0 to {left:g} s")
+        limits.check_wait(seconds, left)
 
         def run() -> Receipt:
             self._spend(1, seconds)
@@ -130,71 +122,24 @@ class Firmware:
         self.chip.advance(round(count * seconds * 1e9))
 
     def _locate(self, cells: Cells) -> npt.NDArray[np.int64]:
-        if not len(cells.array) == len(cells.row) == len(cells.column):
-            sizes = (len(cells.array), len(cells.row), len(cells.column))
-            raise LimitError(f"cells have {sizes} arrays, rows and columns; all three must be as many")
-        self._check_batch(len(cells), "cells")
+        limits.check_cell_count(self.capabilities, cells)
         return self.chip.locate(cells)
-
-    def _check_batch(self, count: int, what: str) -> None:
-        if not 0 < count <= self.capabilities.largest_batch:
-            raise LimitError(f"a batch of {count} {what} is outside 1 to {self.capabilities.largest_batch}")
 
     def _check_vectors(self, region: Region, vectors: Vectors, direction: Direction, gain: int) -> Codes:
         if region.handle >= len(self.regions) or self.regions[region.handle] is not region:
             raise LimitError(f"region {region.handle} is not registered here")
-        expected, shape = region.inputs(direction), vectors.codes.shape
-        if len(shape) != 2 or shape[1] != expected:
-            way = direction.name.lower()
-            raise LimitError(f"codes of shape {shape}: region {region.handle} takes (batch, {expected}) {way}")
-        self._check_batch(shape[0], "vectors")
-        if not 0 <= gain < len(self.capabilities.mvm_ranges):
-            raise LimitError(f"gain {gain} is outside 0 to {len(self.capabilities.mvm_ranges) - 1}")
-        if vectors.codes.dtype.kind != "i":
-            raise LimitError(f"DAC codes must be signed integers, not {vectors.codes.dtype}")
-        top = largest(vectors.codes)
-        if top > self.capabilities.dac_top:
-            raise LimitError(
-                f"DAC code {top} is outside +-{self.capabilities.dac_top} ({self.capabilities.dac_bits} bits)"
-            )
+        limits.check_vectors(self.capabilities, region, vectors, direction, gain)
+        limits.check_codes(self.capabilities, largest(vectors.codes))
         return np.ascontiguousarray(vectors.codes, self.capabilities.dac_dtype)
 
-    def _check_block(self, block: Block) -> None:
-        c = self.capabilities
-        partners = np.empty(0, np.uint16) if block.partners is None else block.partners
-        if (block.partners is None) != (c.readout == Readout.SINGLE):
-            need = "no" if block.partners is not None else "a"
-            raise LimitError(f"readout is {c.readout}: a block needs {need} partner line per column")
-        if block.partners is not None and len(partners) != len(block.columns):
-            raise LimitError(f"{len(block.columns)} columns have {len(partners)} partner lines")
-        lines = np.concatenate([block.columns, partners])
-        for name, index, count in (("row", block.rows, c.rows), ("column", lines, c.columns)):
-            if not len(index) or index.max() >= count or len(np.unique(index)) != len(index):
-                raise LimitError(f"a block's {name}s must be different lines from 0 to {count - 1}, at least one")
-        if not 0 <= block.array < c.arrays:
-            raise LimitError(f"array {block.array} is outside 0 to {c.arrays - 1}")
-        if block.row_offset < 0 or block.column_offset < 0:
-            raise LimitError(f"a block's offsets {block.row_offset} and {block.column_offset} must not be negative")
-
     def _check_pulses(self, pulses: PulseBatch) -> None:
-        if pulses.kind not in (Operation.SET, Operation.RESET):
-            raise LimitError(f"pulses are SET or RESET, not {pulses.kind!r}")
-        if pulses.counts.shape != (len(pulses.cells),) or pulses.counts.dtype != np.uint16 or not pulses.counts.all():
-            got = f"{pulses.counts.dtype} {pulses.counts.shape}"
-            raise LimitError(f"pulse counts must be one uint16 of at least 1 per cell; got {got}")
+        limits.check_pulses(self.capabilities, pulses)
         total = int(pulses.counts.sum())
         if total > MOST_PULSES:
             raise LimitError(
                 f"{total} pulses in one operation are beyond the limit of {MOST_PULSES}; send fewer at once"
             )
-        self._check_shape(pulses.kind, pulses.shape)
-
-    def _check_shape(self, kind: Operation, shape: PulseShape) -> None:
-        limits = self.capabilities.pulse_limits
-        if not 0 < shape.amplitude <= limits.amplitude_max:
-            raise LimitError(f"pulse amplitude {shape.amplitude:g} is outside 0 to {limits.amplitude_max:g} A")
-        if not limits.width_min <= shape.width <= limits.width_max:
-            raise LimitError(f"pulse width {shape.width:g} s is outside {limits.width_min:g} to {limits.width_max:g} s")
-        nominal = self.capabilities.set_pulse if kind == Operation.SET else self.capabilities.reset_pulse
-        if shape != nominal:
-            raise LimitError(f"the twin has no data for a {kind.name} pulse of {shape}; only for {nominal}")
+        c = self.capabilities
+        nominal = c.set_pulse if pulses.kind == Operation.SET else c.reset_pulse
+        if pulses.shape != nominal:
+            raise LimitError(f"the twin has no data for a {pulses.kind.name} pulse of {pulses.shape}; only {nominal}")
