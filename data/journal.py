@@ -24,8 +24,8 @@ PAGE = 4096
 """Bytes that are written as one: a killed process leaves a page old or new."""
 
 TRAILER = struct.Struct("<8sqqqqI")
-"""The file's last bytes while it has a journal: magic, start of what step 1 wrote, start of the journal, its pages, size
-of the file, CRC-32 of all that."""
+"""The file's last bytes while it has a journal: magic, start of what step 1 wrote, start of the journal, number of its
+pages, size of the file, CRC-32 of all that."""
 MAGIC = b"hil-jrnl"
 NUMBER = struct.Struct("<q")
 

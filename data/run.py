@@ -2,9 +2,10 @@
 
 import json
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -13,29 +14,29 @@ from typing import Any, Self
 import h5py
 import numpy as np
 
-from hil.data.column_reader import ColumnReader, TableReader, data_errors
+from hil.data import history, state
+from hil.data.column_reader import BLOCK, TableReader, data_errors
 from hil.data.columns import Values
-from hil.data.runfile import FORMAT, FORMAT_VERSION, MESSAGES, NONE, OPERATIONS, READINGS, SHAPES, Start
+from hil.data.head import check_format, read_regions, read_start, text
+from hil.data.history import F32, CellPulses, CellReadings, Products
+from hil.data.integrity import check_file
+from hil.data.journal import recover
+from hil.data.log import Log
+from hil.data.runfile import MESSAGES, NONE
+from hil.data.state import U32, Conductances, Layer
 from hil.protocols.errors import DataError, InputError
 from hil.protocols.messages import (
-    Block,
     Capabilities,
     Cells,
     Direction,
-    Durations,
     Identity,
-    MvmMode,
     Operation,
     PulseBatch,
-    PulseLimits,
-    PulseShape,
     PulseTrains,
     Readings,
-    Readout,
     Receipt,
     Region,
     Status,
-    TesterKind,
     Vectors,
 )
 
@@ -73,6 +74,17 @@ class Snapshot:
     attrs: dict[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What a run needs to go on: JSON-able state, arrays, and the rows of each table that were written before."""
+
+    state: dict[str, Any]
+    arrays: dict[str, Values]
+    operations: int
+    metrics: int
+    messages: int
+
+
 class Run:
     """A run file, open for reading; a context manager. What cannot be read raises `DataError`."""
 
@@ -80,17 +92,18 @@ class Run:
         """Read what is small of an open HDF5 file; use `open`."""
         self.path = path
         self._file = file
-        self._streams: dict[str, ColumnReader] = {}
         with self._reading("the head"):
-            _check_format(path, file.attrs)
-            self.run_id: str = file.attrs["run_id"]
-            self.created_utc: str = file.attrs["created_utc"]
-            self.tester_kind: str = file.attrs["tester_kind"]
+            check_format(path, file.attrs)
+            check_file(file)
+            self.run_id = text(file.attrs, "run_id")
+            self.created_utc = text(file.attrs, "created_utc")
+            self.tester_kind = text(file.attrs, "tester_kind")
         with self._reading("start"):
-            self.start = _read_start(file["start"])
+            self.start = read_start(file["start"])
         with self._reading("regions"):
-            self.regions = {int(handle): _read_region(int(handle), group) for handle, group in file["regions"].items()}
-        self.operations = self._table("operations", [field.name for field in OPERATIONS])
+            self.regions = read_regions(file["regions"], self.start.capabilities)
+        self.log = Log(path, file)
+        self.operations = self.log.operations
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -99,6 +112,7 @@ class Run:
             raise DataError(f"{path}: there is no such file: give the name of a run file")
         try:
             with data_errors(str(path), "the file"):
+                recover(path)
                 file = h5py.File(path, "r")
         except DataError as error:
             if isinstance(error.__cause__, BlockingIOError):
@@ -145,7 +159,10 @@ class Run:
     @cached_property
     def counts(self) -> dict[str, int]:
         """The logged operations by kind, such as "mvm_forward"; of a run that stopped, also what it counted itself."""
-        kinds = np.bincount(self.operations["kind"][: self.operations.rows], minlength=max(Operation) + 1)
+        kinds = np.zeros(256, np.int64)
+        for start in range(0, self.operations.rows, BLOCK):
+            part = self.operations["kind"][start : min(start + BLOCK, self.operations.rows)]
+            kinds += np.bincount(part, minlength=256)
         by_kind = {kind.name.lower(): int(kinds[kind]) for kind in Operation}
         with self._reading("stop/counts"):
             return {**by_kind, **json.loads(self._stop("counts") or "{}")}
@@ -155,14 +172,20 @@ class Run:
         """The metrics by name, each with one value per row."""
         if "metrics" not in self._file:
             return {}
-        table = self._table("metrics", list(self._file["metrics"]))
-        return {name: column[: table.rows] for name, column in table.items()}
+        with self._reading("metrics"):
+            table = TableReader(self._file["metrics"], list(self._file["metrics"]))
+            return {name: column[: table.rows] for name, column in table.items()}
 
     @cached_property
     def messages(self) -> list[tuple[int, str]]:
         """Host time (ns, UTC since 1970) and text of each message."""
-        rows = self._rows("messages", [field.name for field in MESSAGES])
-        return [(time, self._load("messages/text", offset, size).tobytes().decode()) for time, offset, size in rows]
+        rows = self.log.rows("messages", MESSAGES)
+        if not rows:
+            return []
+        column = self.log.stream("messages/text")
+        column.check_ranges(*np.array([row[1:] for row in rows], np.int64).T)
+        with self._reading("messages"):
+            return [(time, column[offset : offset + size].tobytes().decode()) for time, offset, size in rows]
 
     @property
     def snapshots(self) -> tuple[str, ...]:
@@ -173,12 +196,31 @@ class Run:
     def snapshot(self, name: str) -> Snapshot:
         """Load a snapshot. Raises InputError where there is none of this name."""
         if name not in self.snapshots:
-            raise InputError(f"{self.path} has no snapshot {name!r}; there is: {', '.join(self.snapshots) or 'none'}")
+            raise InputError(f"{self.path} has no snapshot {name!r}; there is: {_listed(self.snapshots)}")
         with self._reading(f"snapshots/{name}"):
             group = self._file["snapshots"][name]
             arrays = {key: np.asarray(dataset[()]) for key, dataset in group.items()}
             units = {key: str(dataset.attrs["units"]) for key, dataset in group.items()}
             return Snapshot(arrays, units, dict(group.attrs))
+
+    @cached_property
+    def checkpoint(self) -> Checkpoint | None:
+        """The newest checkpoint, from which `hil resume` goes on; None where there is none."""
+        with self._reading("checkpoints"):
+            numbers = sorted(map(int, self._file["checkpoints"]))
+            if not numbers:
+                return None
+            group = self._file[f"checkpoints/{numbers[-1]}"]
+            state = json.loads(group["state"].asstr()[()])
+            arrays = {name: np.asarray(dataset[()]) for name, dataset in group.items() if name != "state"}
+            return Checkpoint(state, arrays, **state["rows"])
+
+    @cached_property
+    def sessions(self) -> list[dict[str, Any]]:
+        """When, where and how the run was resumed, and how it had stopped before."""
+        with self._reading("sessions"):
+            group = self._file["sessions"]
+            return [json.loads(group[str(number)].asstr()[()]) for number in sorted(map(int, group))]
 
     def operation(self, index: int) -> LoggedOperation:
         """The operation in row `index` of `operations`, decoded."""
@@ -199,39 +241,107 @@ class Run:
                 answer=self._answer(kind, region, row),
             )
 
+    def operation_at(self, seconds: float) -> int:
+        """The first row whose device time is beyond `seconds`, or the number of rows; for `at`.
+
+        Operations that failed have no time and count as done with the one before.
+        """
+        return history.operation_at(self.log, seconds)
+
+    def pulses(self, array: int, row: int, column: int) -> CellPulses:
+        """Every SET and RESET on a cell, in order. Raises InputError on a cell that the chip has not."""
+        return history.pulses(self.log, *self._check_cell(array, row, column))
+
+    def readings(self, array: int, row: int, column: int) -> CellReadings:
+        """Every reading of a cell, in order. Raises InputError on a cell that the chip has not."""
+        return history.readings(self.log, *self._check_cell(array, row, column))
+
+    def products(self, region: int, direction: Direction, start: int = 0, stop: int | None = None) -> Products:
+        """What a region multiplied in rows start to stop of the operations; unanswered vectors are left out.
+
+        All that is asked for is loaded. Raises InputError on a region or row that the run has not, or where the log
+        holds no codes.
+        """
+        if region not in self.regions:
+            raise InputError(f"{self.path} has no region {region}; there is: {_listed(self.regions)}")
+        return history.products(self.log, self.regions[region], direction, start, stop)
+
+    def conductances(self, at: int | None = None) -> Conductances:
+        """What the log tells of each cell before row `at` of the operations, or at the end; nothing is inferred."""
+        return state.conductances(self.log, self._chip, at)
+
+    def pulse_counts(self, at: int | None = None) -> tuple[U32, U32]:
+        """SET and RESET pulses on each cell before row `at`, or at the end: shape (arrays, rows, columns) each."""
+        return state.pulse_counts(self.log, self._chip, at)
+
+    @cached_property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the layers whose places on the chip are known, from input to output."""
+        names = [name for name in self.snapshots if re.fullmatch(r"layer[1-9][0-9]*", name)]
+        return tuple(sorted(names, key=lambda name: int(name.removeprefix("layer"))))
+
+    def layer_conductances(self, layer: str, at: int | None = None) -> tuple[F32, F32]:
+        """G+ and G- (S) of a layer as last read before row `at`: shape (rows, columns) each, NaN where never read."""
+        return self._layer(layer).of(self.conductances(at).value)
+
+    def weights(self, layer: str, at: int | None = None) -> F32:
+        """The weights of a layer as last read before row `at`: scale (G+ - G-) / unit, shape (rows, columns)."""
+        placed = self._layer(layer)
+        plus, minus = placed.of(self.conductances(at).value)
+        return np.float32(placed.scale / placed.unit) * (plus - minus)
+
+    def _layer(self, name: str) -> Layer:
+        if name not in self.layers:
+            raise InputError(f"{self.path} has no layer {name!r}; there is: {_listed(self.layers)}")
+        snapshot = self.snapshot(name)
+        with self._reading(f"snapshots/{name}"):
+            return Layer.of_snapshot(snapshot.arrays, snapshot.attrs, self._chip)
+
+    @property
+    def _chip(self) -> tuple[int, int, int]:
+        """Arrays, rows and columns of the tester, 0 without one."""
+        chip = self.capabilities
+        return (chip.arrays, chip.rows, chip.columns) if chip else (0, 0, 0)
+
+    def _check_cell(self, *cell: int) -> tuple[int, int, int]:
+        if not all(0 <= number < size for number, size in zip(cell, self._chip, strict=True)):
+            raise InputError(f"cell (array, row, column) {cell} is outside the chip of {self._chip}")
+        array, row, column = (int(number) for number in cell)
+        return array, row, column
+
     def _request(
         self, kind: Operation, region: Region | None, row: dict[str, int]
     ) -> Cells | Vectors | PulseBatch | PulseTrains | float:
         count, offset = row["count"], row["offset"]
         if kind == Operation.WAIT:
-            return float(self._load("wait/seconds", offset, 1)[0])
+            return float(self.log.load("wait/seconds", offset, 1)[0])
         if kind == Operation.READ:
             return self._cells("read", offset, count)
         if kind in (Operation.SET, Operation.RESET):
-            counts = self._load("program/counts", offset, count)
-            return PulseBatch(self._cells("program", offset, count), kind, counts, self._shapes[row["shape"]])
+            counts = self.log.load("program/counts", offset, count)
+            return PulseBatch(self._cells("program", offset, count), kind, counts, self.log.shapes[row["shape"]])
         if region is None:
             raise ValueError(f"{kind.name} without a region")
         if kind == Operation.UPDATE:
             return self._trains(region, count, offset, row["polarity"])
         codes = self._matrix("mvm/inputs", offset, count, region.inputs(MVM_DIRECTION[kind]))
-        return Vectors(codes, self._load("mvm/scales", row["scale_offset"], count))
+        return Vectors(codes, self.log.load("mvm/scales", row["scale_offset"], count))
 
     def _answer(self, kind: Operation, region: Region | None, row: dict[str, int]) -> Readings | Receipt | None:
         op_id, time_ns, done, saturated = row["op_id"], row["device_time_ns"], row["done"], row["saturated"]
         if op_id == NONE:
             return None
         if kind == Operation.READ:
-            codes = self._load("read/codes", row["output_offset"], done)
+            codes = self.log.load("read/codes", row["output_offset"], done)
         elif kind in MVM_DIRECTION and region is not None:
             codes = self._matrix("mvm/outputs", row["output_offset"], done, region.outputs(MVM_DIRECTION[kind]))
         else:
             return Receipt(op_id, time_ns, Status(row["status"]), done, saturated)
-        unit, scale, zero = self._constants[kind, row["gain"]]
+        unit, scale, zero = self.log.constants[kind, row["gain"]]
         return Readings(op_id, time_ns, codes, unit, scale, zero, saturated, Status(row["status"]))
 
     def _cells(self, stream: str, offset: int, count: int) -> Cells:
-        return Cells(*(self._load(f"{stream}/{name}", offset, count) for name in ("array", "row", "column")))
+        return Cells(*(self.log.load(f"{stream}/{name}", offset, count) for name in ("array", "row", "column")))
 
     def _trains(self, region: Region, slots: int, offset: int, polarity: int) -> PulseTrains:
         row_bytes, column_bytes = -(-region.rows // 8), -(-region.columns // 8)
@@ -240,33 +350,7 @@ class Run:
         return PulseTrains(rows, columns, polarity)
 
     def _matrix(self, stream: str, offset: int, rows: int, columns: int) -> Values:
-        return self._load(stream, offset, rows * columns).reshape(rows, columns)
-
-    def _load(self, stream: str, offset: int, size: int) -> Values:
-        if stream not in self._streams:
-            self._streams[stream] = ColumnReader(self._file[stream])
-        values: Values = self._streams[stream][offset : offset + size]
-        if len(values) != size:
-            raise ValueError(f"{stream} ends at {offset + len(values)}, expected {offset + size}")
-        return values
-
-    @cached_property
-    def _shapes(self) -> list[PulseShape]:
-        return [PulseShape(*row) for row in self._rows("shapes", [field.name for field in SHAPES])]
-
-    @cached_property
-    def _constants(self) -> dict[tuple[int, int], tuple[str, float, int]]:
-        """Unit, scale and code of the value 0, by kind and gain."""
-        rows = self._rows("readings", [field.name for field in READINGS])
-        return {(kind, gain): (unit.decode(), scale, zero) for kind, gain, unit, scale, zero in rows}
-
-    def _rows(self, group: str, names: Sequence[str]) -> list[tuple[Any, ...]]:
-        table = self._table(group, names)
-        return list(zip(*(table[name][: table.rows].tolist() for name in names), strict=True))
-
-    def _table(self, group: str, names: Sequence[str]) -> TableReader:
-        with self._reading(group):
-            return TableReader(self._file[group], names)
+        return self.log.load(stream, offset, rows * columns).reshape(rows, columns)
 
     def _stop(self, name: str) -> str | None:
         with self._reading("stop"):
@@ -277,50 +361,5 @@ class Run:
         return data_errors(str(self.path), what)
 
 
-def _check_format(path: Path, attrs: Any) -> None:
-    if attrs.get("format") != FORMAT:
-        raise DataError(f"{path}: not a run file: format is {attrs.get('format')!r}, expected {FORMAT!r}")
-    version = str(attrs["format_version"])
-    if version.partition(".")[0] != FORMAT_VERSION.partition(".")[0]:
-        raise DataError(f"{path}: format version {version}, this program reads {FORMAT_VERSION}: use one that reads it")
-
-
-def _read_start(group: Any) -> Start:
-    texts = {field.name: group[field.name].asstr()[()] for field in fields(Start)}
-    parts = {name: text if name == "config_text" else json.loads(text) for name, text in texts.items()}
-    parts["argv"] = tuple(parts["argv"])
-    if parts["identity"]:
-        parts["identity"] = Identity(**{**parts["identity"], "kind": TesterKind(parts["identity"]["kind"])})
-    if parts["capabilities"]:
-        parts["capabilities"] = _capabilities(parts["capabilities"])
-    return Start(**parts)
-
-
-def _capabilities(stored: dict[str, Any]) -> Capabilities:
-    rebuilt = {
-        "mvm": MvmMode(stored["mvm"]),
-        "readout": Readout(stored["readout"]),
-        "mvm_ranges": tuple(stored["mvm_ranges"]),
-        "staircase": tuple(stored["staircase"]),
-        "set_pulse": PulseShape(**stored["set_pulse"]),
-        "reset_pulse": PulseShape(**stored["reset_pulse"]),
-        "pulse_limits": PulseLimits(**stored["pulse_limits"]),
-        "durations": Durations(**stored["durations"]),
-    }
-    return Capabilities(**{**stored, **rebuilt})
-
-
-def _read_region(handle: int, group: Any) -> Region:
-    blocks = sorted(((int(number), block) for number, block in group.items()), key=lambda item: item[0])
-    return Region(handle, tuple(_read_block(block) for _, block in blocks))
-
-
-def _read_block(group: Any) -> Block:
-    return Block(
-        array=int(group.attrs["array"]),
-        rows=group["rows"][:],
-        columns=group["columns"][:],
-        partners=group["partners"][:] if "partners" in group else None,
-        row_offset=int(group.attrs["row_offset"]),
-        column_offset=int(group.attrs["column_offset"]),
-    )
+def _listed(names: Iterable[object]) -> str:
+    return ", ".join(map(str, names)) or "none"

@@ -50,6 +50,9 @@ FLUSH_NS = 1_000_000_000
 PENDING = 2**23
 """Bytes to be written from which on a flush does not wait (the writer's memory is bounded)."""
 
+CHECKPOINT_S = 60.0
+"""Time between two checkpoints (s): what a resumed run does again at most."""
+
 CHECKPOINTS = 2
 """Checkpoints that are kept."""
 
@@ -161,6 +164,7 @@ class RunWriter:
         self.digest: bool = json.loads(file["start/log"].asstr()[()]) == "digest"
         """Whether only a CRC-32 of each product is kept."""
         self._flushed_ns = time.time_ns()
+        self._checkpoint_at = time.monotonic() + CHECKPOINT_S
         self.streams = {name: _stream(file, field) for name, field in STREAMS.items()}
         """The columns of STREAMS, to append payload to."""
         for name in ("regions", "snapshots", "checkpoints", "sessions"):
@@ -344,6 +348,10 @@ class RunWriter:
                 _write_array(group, key, values, units[key], f"{key} at {name}")
         self.flush()
 
+    def checkpoint_due(self) -> bool:
+        """Whether it is time for a checkpoint."""
+        return time.monotonic() >= self._checkpoint_at
+
     def checkpoint(self, state: Mapping[str, Any], arrays: Mapping[str, Values]) -> None:
         """Store what the run needs to go on from here, JSON-able state and arrays by name, instead of an older one."""
         with writing(str(self.path)):
@@ -356,6 +364,7 @@ class RunWriter:
                 _write_array(new, key, values, "", f"{key} of the state")
             for number in numbers[: 1 - CHECKPOINTS]:
                 del group[str(number)]
+            self._checkpoint_at = time.monotonic() + CHECKPOINT_S
         self.flush()
 
     def flush(self) -> None:

@@ -1,5 +1,6 @@
 """The live state of a run, for other processes: a small JSON file beside the run file."""
 
+import fcntl
 import json
 import os
 import socket
@@ -26,6 +27,18 @@ def write_status(path: Path, status: Mapping[str, Any]) -> None:
 def remove_status(path: Path) -> None:
     """The run has stopped: its file says how."""
     status_path(path).unlink(missing_ok=True)
+
+
+def being_written(path: Path) -> bool:
+    """Whether a process has the run file open for writing."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def read_status(path: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from urllib.parse import parse_qsl
 
 import numpy as np
 
+from hil.data.replay import ReplayTester
 from hil.instruments.batching import BatchingTester
 from hil.instruments.tester import ArrayTester
 from hil.mock_hw import chipfile
@@ -23,7 +24,8 @@ def open_tester(uri: str = "twin:", seed: int | np.random.SeedSequence = 1) -> A
 
     `twin:` or `twin:NAME` is a new software chip made with `seed`; `twin:FILE.h5` a chip that is kept in a file, which
     `twin:FILE.h5?chip=NAME` makes if it is not there. `?key=value&...` sets `seed` and parameters of a new chip, as in
-    `twin:pcm-analog?drift=off&arrays=4`. Raises `InputError` for what is unknown.
+    `twin:pcm-analog?drift=off&arrays=4`. `replay:RUN.h5` answers from the recording of a run.
+    Raises `InputError` for what is unknown.
     """
     return BatchingTester(connect(uri, seed))
 
@@ -31,8 +33,12 @@ def open_tester(uri: str = "twin:", seed: int | np.random.SeedSequence = 1) -> A
 def connect(uri: str, seed: int | np.random.SeedSequence) -> ArrayTester:
     """The tester itself, with its limit on batches; see `open_tester`."""
     scheme, colon, rest = uri.partition(":")
+    if scheme == "replay" and rest:
+        return ReplayTester.open(Path(rest))
     if scheme != "twin" or not colon:
-        raise InputError(f"unknown tester {uri!r}; there are twin:NAME, and twin:FILE.h5 for a chip kept in a file")
+        raise InputError(
+            f"unknown tester {uri!r}; there are twin:NAME, twin:FILE.h5 for a chip kept in a file, and replay:RUN.h5"
+        )
     name, _, query = rest.partition("?")
     try:
         changes = dict(parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query)))
@@ -42,6 +48,12 @@ def connect(uri: str, seed: int | np.random.SeedSequence) -> ArrayTester:
     if kept is not None:
         return _kept_chip(kept, changes, seed)
     return _new_chip(name or DEFAULT_CHIP, changes, seed, None)
+
+
+def revive(uri: str, memory: bytes) -> ArrayTester:
+    """The twin that `uri` named, as it was when it gave `memory`; a kept chip goes on being kept in its file."""
+    firmware, model, chip_id = chipfile.parse(memory)
+    return TwinTester(firmware, model, chip_id, kept_chip(uri))
 
 
 def kept_chip(uri: str) -> Path | None:

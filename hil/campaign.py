@@ -22,6 +22,7 @@ def plan(
     data_dir: Path | None = None,
     out: Path | None = None,
     overwrite: bool = False,
+    durable: bool = False,
     epochs: int | None = None,
     seed: int | None = None,
     seeds: int = 1,
@@ -49,7 +50,7 @@ def plan(
             raise InputError(f"{path} is where the chip is kept: choose another name for the run file with --out")
         one = settings.model_copy(update={"seed": number})
         _make_folder(path.parent)
-        jobs.append(Job(name, one, text, path, data_dir, overwrite, argv, notes))
+        jobs.append(Job(name, one, text, path, data_dir, overwrite, durable, argv, notes))
     return jobs
 
 

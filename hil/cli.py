@@ -6,11 +6,14 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 import click
 
 from hil.protocols.errors import HilError
+
+if TYPE_CHECKING:
+    from hil.train import Result
 
 # Torch, numba and the like are imported by the commands that need them, so that `hil --help` answers at once.
 
@@ -103,6 +106,7 @@ def experiments(name: str | None, as_json: bool) -> None:
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Folder that holds mnist/ and other data sets.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run file; default: runs/EXPERIMENT-SEED.h5.")
 @click.option("--overwrite", is_flag=True, help="Replace the run file if it exists.")
+@click.option("--durable", is_flag=True, help="Wait for the disk each second: what is logged survives a power loss.")
 @click.option("--epochs", type=click.IntRange(min=1), help="Passes over the training images.")
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of the run, or of the first one of several.")
 @click.option(
@@ -140,14 +144,123 @@ def train(experiment: str, as_json: bool, **options: Any) -> None:
         click.echo(printed(summary(results)))
     else:
         result_table(results)
-    if results[-1].interrupted:
-        stopped = results[-1]
+    _end_if_interrupted(results[-1])
+
+
+def _end_if_interrupted(result: "Result") -> None:
+    if result.interrupted:
         click.echo(
-            f"Interrupted after {stopped.images} images. {stopped.run} holds the run up to there: "
-            f"see `hil info {stopped.run}`; the same command with --overwrite starts again.",
+            f"Interrupted after {result.images} images. {result.run} holds the run up to there: "
+            f"`hil resume {result.run}` goes on.",
             err=True,
         )
         sys.exit(INTERRUPTED)
+
+
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--tester", help="URI of the tester; it must be the one of the run.")
+@click.option(
+    "--data-dir", type=click.Path(path_type=Path), help="Folder of data sets, if RUN holds none."
+)
+@click.option("--durable", is_flag=True, help="Wait for the disk each second: what is logged survives a power loss.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
+@friendly
+def resume(run: Path, tester: str | None, data_dir: Path | None, durable: bool, as_json: bool) -> None:
+    """Go on with the run in RUN where it was interrupted, killed or failed.
+
+    The finished run is the same as one that never stopped.
+
+    \b
+    Example:
+      hil resume runs/mnist-mlp-1.h5
+    """
+    from hil.display import Display, result_table
+    from hil.resume import resume as go_on
+
+    display = Display(quiet=as_json)
+    with display.progress_of(f"{run} goes on"):
+        result = go_on(run, display, tester, data_dir, durable, tuple(sys.argv))
+    if as_json:
+        from hil.campaign import summary
+
+        click.echo(printed(summary([result])))
+    else:
+        result_table([result])
+    _end_if_interrupted(result)
+
+
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--verify", "mode", flag_value="verify", default="verify", help="Stop at the first difference (default).")
+@click.option("--follow", "mode", flag_value="follow", help="Go on after differences and report the largest.")
+@click.option(
+    "--data-dir", type=click.Path(path_type=Path), help="Folder of data sets, if RUN holds none."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
+@friendly
+def replay(run: Path, mode: str, data_dir: Path | None, as_json: bool) -> None:
+    """Do the host's part of the run in RUN again, with the recording as the tester.
+
+    Prints "identical" or the first difference (exit code 1). Identity is promised on equal versions and CPU capability;
+    elsewhere, --follow tells how far the two are apart.
+
+    \b
+    Example:
+      hil replay runs/digits-1.h5 --verify
+    """
+    from hil.display import Display
+    from hil.replay import follow, verify
+
+    display = Display(quiet=as_json)
+    with display.progress_of(f"replay of {run}"):
+        verdict = (follow if mode == "follow" else verify)(run, display, data_dir)
+    click.echo(printed(verdict.as_dict()) if as_json else str(verdict))
+    if verdict.interrupted:
+        sys.exit(INTERRUPTED)
+
+
+@main.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="The page; default: beside the first run, .html.")
+@friendly
+def report(runs: tuple[Path, ...], out: Path | None) -> None:
+    """Write one self-contained page with plots of the run files RUNS.
+
+    \b
+    Example:
+      hil report runs/digits-1.h5 runs/digits-2.h5 --out digits.html
+    """
+    from hil.report import write_report
+
+    page = out or runs[0].with_suffix(".html")
+    write_report(runs, page)
+    click.echo(str(page))
+
+
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for Parquet tables of operations and metrics.")
+@click.option("--portable", type=click.Path(path_type=Path), help="A copy that is read without a compression plug-in.")
+@friendly
+def export(run: Path, out: Path | None, portable: Path | None) -> None:
+    """Write the run in RUN for other programs.
+
+    \b
+    Example:
+      hil export runs/digits-1.h5 --out tables --portable digits-portable.h5
+    """
+    from hil.data.portable import copy_portable
+    from hil.export import export_tables
+
+    if out is None and portable is None:
+        raise click.UsageError("say what to write: --out DIR, --portable FILE or both.")
+    if out is not None:
+        for name, rows in export_tables(run, out).items():
+            click.echo(f"{out / name}: {rows} rows")
+    if portable is not None:
+        copy_portable(run, portable)
+        click.echo(str(portable))
 
 
 @main.command()
@@ -156,6 +269,8 @@ def train(experiment: str, as_json: bool, **options: Any) -> None:
 @friendly
 def info(run: Path, as_json: bool) -> None:
     """Say what the run file RUN holds: configuration, tester, counts, accuracy, and how the run ended.
+
+    Of a run that is going on, says how far it is.
 
     \b
     Example:

@@ -2,7 +2,7 @@
 
 import difflib
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -56,6 +56,9 @@ class Settings(BaseModel):
     backward_range: Positive = Field(4.0, description="largest output going back per unit of delta")
     reread_images: Count = Field(10_000, description="images between readings of all cells, where the host multiplies")
     scan_stuck: bool = Field(False, description="look for stuck cells first, and place weights around them")
+    log: Literal["auto", "full", "digest"] = Field(
+        "auto", description="what is kept of each product: all of it, or a checksum; auto is all, up to 10 kB per image"
+    )
 
 
 def experiments() -> dict[str, Settings]:
@@ -88,6 +91,15 @@ def _parse(text: str, name: str, changes: Sequence[str]) -> Settings:
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"experiment {name} is not valid TOML: {error}") from error
     values.update(_change(change) for change in changes)
+    return _checked(values, name)
+
+
+def stored_settings(config: Mapping[str, Any], name: str) -> Settings:
+    """The settings of a run file. Raises `InputError` where this version does not know them."""
+    return _checked({key: value for key, value in config.items() if key != "experiment"}, name)
+
+
+def _checked(values: dict[str, Any], name: str) -> Settings:
     for key in values:
         if key not in Settings.model_fields:
             raise InputError(f"unknown setting {key!r}{_near(key, list(Settings.model_fields))}")

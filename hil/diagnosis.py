@@ -1,8 +1,9 @@
 """Say why a run goes wrong: once per cause, with numbers."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from statistics import median
+from typing import Any
 
 WINDOW = 1000
 """Images between two looks."""
@@ -54,6 +55,16 @@ class Diagnosis:
     _normal: dict[str, float] = field(default_factory=dict)
     _best: float = 0.0
     _images: int = 0
+
+    def state(self) -> dict[str, Any]:
+        """For `restore`."""
+        own = {name: value for name, value in vars(self).items() if name not in ("classes", "report", "_last")}
+        return own | {"_last": [asdict(tally) for tally in self._last]}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `state()` gave."""
+        vars(self).update(state)
+        self._last = [LayerTally(**tally) for tally in state["_last"]]
 
     def look(self, tallies: list[LayerTally], images: int, since: int, running_accuracy: float) -> None:
         """Compare the totals after `images` with those `since` images ago."""

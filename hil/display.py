@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from statistics import mean
 from typing import Any
 
+from rich import filesize
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -12,6 +13,7 @@ from rich.text import Text
 
 from hil.campaign import standard_error
 from hil.config import Settings
+from hil.logsize import LogPlan
 from hil.train import Job, Result
 
 
@@ -27,16 +29,28 @@ class Display:
 
     @contextmanager
     def run(self, job: Job) -> Iterator[None]:
-        """While a run is made. Shows nothing before it begins, so that a job that cannot be done leaves one line."""
+        """While a run is made."""
         settings = job.settings
         tester = "floating point" if settings.system == "float" else settings.tester
-        self._title = Text.assemble((job.experiment, "bold"), f" on {tester}, seed {settings.seed} -> {job.out}")
+        title = Text.assemble((job.experiment, "bold"), f" on {tester}, seed {settings.seed} -> {job.out}")
+        with self.progress_of(title):
+            yield
+
+    @contextmanager
+    def progress_of(self, title: str | Text) -> Iterator[None]:
+        """While something is done. Shows nothing before it begins, so that what cannot be done leaves one line."""
+        self._title = Text(title) if isinstance(title, str) else title
         self._progress = _bar(self._console)
         try:
             yield
         finally:
             if self._progress.live.is_started:
                 self._progress.stop()
+
+    def logging(self, plan: LogPlan) -> None:
+        """The log begins."""
+        room = f"{filesize.decimal(plan.free)} free"
+        self._title.append(f" (log {plan.kind}, about {filesize.decimal(round(plan.size))}, {room})", "dim")
 
     def begin(self, images: int, epochs: int) -> None:
         """Training begins."""

@@ -11,6 +11,9 @@ from hil.pairs import UNIT, DifferentialPairs
 from hil.products import F32, Products, products
 from hil.protocols.errors import InputError
 
+EXTRA_STATE = "_extra_state"
+"""Torch's name for what a module keeps besides its parameters."""
+
 INITIAL_SPREAD = 0.1
 """Standard deviation of the initial weights aimed at, in device units. Programming noise makes it 0.15 on the devices,
 as in the paper: RECALLED (both devices at 1.6 +- 0.83 uS; 0.83 sqrt(2) / 8 = 0.147).
@@ -81,6 +84,28 @@ class AnalogLinear(nn.Module):
         if not mode:
             self.weight.products.forget()
         return super().train(mode)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """All of the layer's state that is on the host; the devices keep the weights."""
+        return {"pairs": self.weight.pairs.state(), "products": self.weight.products.state()}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Go on from what `get_extra_state` gave."""
+        self.weight.pairs.restore(state["pairs"])
+        self.weight.products.restore(state["products"])
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        """Leave the weight out: it is a handle without values."""
+        destination[prefix + EXTRA_STATE] = self.get_extra_state()
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool,
+        missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
+    ) -> None:  # fmt: skip
+        if prefix + EXTRA_STATE in state_dict:
+            self.set_extra_state(state_dict[prefix + EXTRA_STATE])
+        elif strict:
+            missing_keys.append(prefix + EXTRA_STATE)
 
     def extra_repr(self) -> str:
         """What the text form of the model shows."""

@@ -6,7 +6,8 @@ their difference written again.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -109,17 +110,36 @@ class MixedPrecisionSGD(torch.optim.Optimizer):
     ) -> None:
         if not lr > 0 or not granularity > 0 or (max_pulses is not None and max_pulses < 1):
             raise InputError(f"lr={lr}, granularity={granularity} and max_pulses={max_pulses} must be above 0")
+        self._layer_of: dict[Tensor, _Layer] = {}
         super().__init__(params, {"lr": lr})
         self.granularity = granularity
         self.max_pulses = max_pulses
         self.refresh = refresh
         self._since_refresh = 0
-        self._layer_of: dict[Tensor, _Layer] = {}
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if isinstance(parameter, AnalogWeight):
-                    chi = self.state[parameter]["chi"] = torch.zeros(parameter.pairs.shape)
-                    self._layer_of[parameter] = _Layer(parameter, chi)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As in torch; analog weights among the parameters get their chi."""
+        super().add_param_group(param_group)
+        for parameter in self.param_groups[-1]["params"]:
+            if isinstance(parameter, AnalogWeight):
+                chi = self.state[parameter]["chi"] = torch.zeros(parameter.pairs.shape)
+                self._layer_of[parameter] = _Layer(parameter, chi)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As in torch, with what else is known of each analog weight under `analog`."""
+        analog = [{"suspects": layer.suspects, "counts": asdict(layer.counts)} for layer in self._layer_of.values()]
+        return super().state_dict() | {"analog": analog, "since_refresh": self._since_refresh}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from what `state_dict` of an optimizer of the same weights gave."""
+        ours = ("analog", "since_refresh")
+        super().load_state_dict({key: value for key, value in state_dict.items() if key not in ours})
+        self._since_refresh = state_dict["since_refresh"]
+        for (weight, layer), kept in zip(self._layer_of.items(), state_dict["analog"], strict=True):
+            layer.chi[:] = self.state[weight]["chi"].numpy()
+            self.state[weight]["chi"] = torch.from_numpy(layer.chi)  # one memory, as before
+            layer.suspects[:] = kept["suspects"]
+            layer.counts = LayerCounts(**kept["counts"])
 
     def counts(self, weight: AnalogWeight) -> LayerCounts:
         """What happened to a weight matrix so far."""

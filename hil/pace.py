@@ -30,6 +30,14 @@ class Pace:
         self._images += count
         self._last_ns = now
 
+    def state(self) -> dict[str, int]:
+        """For `restore`."""
+        return {"images": self._images, "spent_ns": self._spent_ns, "last_ns": self._last_ns}
+
+    def restore(self, state: dict[str, int]) -> None:
+        """Go on from what `state()` gave."""
+        self._images, self._spent_ns, self._last_ns = state["images"], state["spent_ns"], state["last_ns"]
+
     @property
     def period(self) -> float:
         """The mean period so far (s): longer than asked for where the operations took longer."""

@@ -68,6 +68,15 @@ class DifferentialPairs:
         middles = (self._staircase[1:] + self._staircase[:-1]) / 2 - self._staircase[0]
         self._send(Operation.SET, devices, np.searchsorted(middles, np.concatenate([plus, minus])))
 
+    def state(self) -> dict[str, Any]:
+        """What has been counted so far, for `restore`; the devices keep the weights."""
+        return {"set": self.sent[Operation.SET], "reset": self.sent[Operation.RESET], "at_limit": self.at_limit}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on counting from what `state()` gave."""
+        self.sent = {Operation.SET: state["set"], Operation.RESET: state["reset"]}
+        self.at_limit = state["at_limit"]
+
     def _send(self, kind: Operation, devices: Index, counts: Index) -> None:
         """Pulse the devices that need it and can take it, once, whatever comes back."""
         keep = counts > 0

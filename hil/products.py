@@ -1,6 +1,7 @@
 """Products of vectors with the weights of a layer: by the array itself, or on the host with what it reads there."""
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +35,16 @@ class Products(ABC):
     @abstractmethod
     def forget(self) -> None:
         """Whatever is known about the cells is too old, as before an evaluation."""
+
+    def state(self) -> dict[str, Any]:
+        """What has been counted, and is known about the cells, for `restore`."""
+        counts = {"saturated": self.saturated, "converted": self.converted}
+        return {name: [by_direction[way] for way in Direction] for name, by_direction in counts.items()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `state()` gave."""
+        self.saturated = dict(zip(Direction, state["saturated"], strict=True))
+        self.converted = dict(zip(Direction, state["converted"], strict=True))
 
 
 class AnalogProducts(Products):
@@ -158,6 +169,14 @@ class HostProducts(Products):
     def forget(self) -> None:
         self._stale = [np.arange(len(self._pairs))]
         self._since_read = 0
+
+    def state(self) -> dict[str, Any]:
+        known = {"weight": self._weight, "stale": self._stale, "since_read": self._since_read}
+        return super().state() | known
+
+    def restore(self, state: dict[str, Any]) -> None:
+        super().restore(state)
+        self._weight, self._stale, self._since_read = state["weight"], list(state["stale"]), state["since_read"]
 
     def _read_stale(self) -> None:
         if self._stale:

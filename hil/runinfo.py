@@ -5,10 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from hil.data.run import Run
+from hil.data.status import being_written, read_status
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """State, configuration, tester, counts and metrics, JSON-able. Raises `InputError` for what is no run file."""
+    """State, configuration, tester, counts and metrics, JSON-able. Raises `InputError` for what is no run file.
+
+    A run file that is being written is not opened: its status file says how far it is.
+    """
+    if being_written(path):
+        return {"run": str(path), "state": "running"} | read_status(path) | {"metrics": [], "messages": []}
     with Run.open(path) as run:
         config, metrics = run.config, run.metrics
         rows = [
@@ -30,6 +36,8 @@ def describe(path: Path) -> dict[str, Any]:
             "operations": run.operations.rows,
             "bytes": path.stat().st_size,
             "started": run.created_utc,
+            "resumed": len(run.sessions),
+            "log": run.start.log,
             "identity": asdict(identity) if identity else {},
             "config": config,
             "meta": run.start.meta,

@@ -76,6 +76,10 @@ class ArrayTester(ABC):
     def close(self) -> None:
         """Safe state, then let go of the instrument. Idempotent."""
 
+    def memory(self) -> bytes | None:
+        """All that tester and chip remember, where they exist in this process only; None where they outlive it."""
+        return None
+
     def __enter__(self) -> Self:
         return self
 

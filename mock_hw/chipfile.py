@@ -26,13 +26,11 @@ VERSION = 1
 
 def save(path: Path, firmware: Firmware, identity: Identity) -> None:
     """Replace the file at once: a reader sees the old chip or the new one, never a part. Raises `StorageError`."""
-    content = io.BytesIO()  # in memory first: on a full disk the HDF5 library crashes when it closes the file
-    with h5py.File(content, "w") as file:
-        _write(file, firmware, identity)
+    content = dump(firmware, identity)  # in memory first: on a full disk HDF5 crashes when it closes the file
     temporary = path.with_name(path.name + ".part")
     try:
         with temporary.open("wb") as part:
-            part.write(content.getbuffer())
+            part.write(content)
             part.flush()
             os.fsync(part.fileno())
         os.replace(temporary, path)
@@ -42,17 +40,34 @@ def save(path: Path, firmware: Firmware, identity: Identity) -> None:
         raise StorageError(f"cannot save the chip to {path}: {error}") from error
 
 
+def dump(firmware: Firmware, identity: Identity) -> bytes:
+    """What a chip file holds."""
+    content = io.BytesIO()
+    with h5py.File(content, "w") as file:
+        _write(file, firmware, identity)
+    return content.getvalue()
+
+
 def load(path: Path) -> tuple[Firmware, str, str]:
     """The firmware with its chip, the chip's model name and id. Raises `InputError` for a file that holds no chip."""
     try:
-        with h5py.File(path, "r") as file:
-            if file.attrs.get("format") != FORMAT:
-                raise InputError(f"{path} holds no chip (a run file?); expected a file written by a twin")
-            if file.attrs["format_version"] != VERSION:
-                raise InputError(f"{path} has chip format {file.attrs['format_version']}; this version reads {VERSION}")
-            return _read(file)
+        return _parse(path, str(path))
     except (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
         raise InputError(f"{path} cannot be read as a chip: {error}") from error
+
+
+def parse(content: bytes) -> tuple[Firmware, str, str]:
+    """As `load`, from what `dump` gave."""
+    return _parse(io.BytesIO(content), "the memory of a chip")
+
+
+def _parse(source: Path | io.BytesIO, name: str) -> tuple[Firmware, str, str]:
+    with h5py.File(source, "r") as file:
+        if file.attrs.get("format") != FORMAT:
+            raise InputError(f"{name} holds no chip (a run file?); expected a file written by a twin")
+        if file.attrs["format_version"] != VERSION:
+            raise InputError(f"{name} has chip format {file.attrs['format_version']}; this version reads {VERSION}")
+        return _read(file)
 
 
 def _write(file: h5py.File, firmware: Firmware, identity: Identity) -> None:

@@ -70,6 +70,9 @@ class TwinTester(ArrayTester):
     def safe_state(self) -> None:
         """A twin has no lines to ground."""
 
+    def memory(self) -> bytes:
+        return chipfile.dump(self._open(), self._identity)
+
     def close(self) -> None:
         if self._path is not None and not self._closed:
             chipfile.save(self._path, self._firmware, self._identity)

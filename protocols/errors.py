@@ -39,3 +39,7 @@ class StorageError(HilError):
 
 class DivergedError(HilError):
     """Training left the numbers: a value is not finite."""
+
+
+class ReplayError(HilError):
+    """What is done again differs from what was recorded."""

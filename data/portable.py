@@ -1,0 +1,116 @@
+"""Copy a run file so that every HDF5 program reads it: compression that HDF5 has built in, and columns in one piece."""
+
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from hil.data.column_reader import ColumnReader, data_errors
+from hil.data.columns import Values, reason
+from hil.data.run import Run
+from hil.protocols.errors import InputError, StorageError
+
+BLOCK_BYTES = 2**24
+"""About so many bytes of a dataset are in memory at once."""
+
+COLUMN = {"values", "tail", "tail_range"}
+"""The datasets of a column; see `columns.py`."""
+
+BUILT_IN = {"compression": "gzip", "compression_opts": 4, "shuffle": True}
+
+
+def copy_portable(path: Path, out: Path) -> None:
+    """Copy a run file of the same schema that needs no plugin: gzip (level 4) after a byte shuffle.
+
+    `values` of each column holds all of it and `tail` nothing, also where the run was interrupted. `out` appears
+    complete or not at all. Raises InputError where `out` exists, DataError where `path` is no run file or damaged,
+    StorageError where the disk does not take the copy.
+    """
+    if os.path.lexists(out):
+        raise InputError(f"{out} exists: choose another name for the copy")
+    with Run.open(path), h5py.File(path, "r") as source, _new_file(out) as target:  # Run refuses what is no run file
+        _copy_group(source, target)
+
+
+@contextmanager
+def _new_file(out: Path) -> Iterator[Any]:
+    """An HDF5 file that becomes `out` at the end, or vanishes on an error."""
+    place = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
+    try:
+        with h5py.File(place, "x", rdcc_nbytes=0) as file:  # without a cache, a full disk shows at once
+            yield file
+        os.replace(place, out)
+    except (OSError, RuntimeError) as error:
+        raise StorageError(f"{out}: cannot be written ({reason(error)}): make room or choose another disk") from error
+    finally:
+        place.unlink(missing_ok=True)
+
+
+def _copy_group(source: Any, target: Any) -> None:
+    _copy_attributes(source, target)
+    with data_errors(source.file.filename, source.name):
+        items = dict(source.items())
+    for name, item in items.items():
+        if isinstance(item, h5py.Dataset):
+            _copy_dataset(item, target, name)
+        elif _is_column(item):
+            _copy_column(item, target.create_group(name))
+        else:
+            _copy_group(item, target.create_group(name))
+
+
+def _is_column(group: Any) -> bool:
+    free = group.name.startswith(("/snapshots/", "/checkpoints/"))  # where arrays have any names
+    return not free and all(isinstance(group.get(name), h5py.Dataset) for name in COLUMN)
+
+
+def _copy_column(source: Any, target: Any) -> None:
+    column = ColumnReader(source)
+    length = len(column)
+    _copy_attributes(source, target)
+    values = target.create_dataset(
+        "values", (length,), column.dtype, maxshape=(None,), chunks=source["values"].chunks, **BUILT_IN
+    )
+    _copy_blocks(lambda part: column[part], values)
+    target.create_dataset("tail", (0,), column.dtype)
+    target.create_dataset("tail_range", data=np.array([length, length], np.int64))
+    for name in COLUMN:
+        _copy_attributes(source[name], target[name])
+
+
+def _copy_dataset(source: Any, target: Any, name: str) -> None:
+    filename, path = source.file.filename, source.name
+
+    def load(part: Any) -> Any:
+        with data_errors(filename, path):
+            return source[part]
+
+    if source.size is None or source.size <= 1:
+        copy = target.create_dataset(name, data=load(()), dtype=source.dtype)
+    else:
+        options = {"chunks": source.chunks or True, "maxshape": source.maxshape, **BUILT_IN}
+        copy = target.create_dataset(name, source.shape, source.dtype, **options)
+        _copy_blocks(load, copy)
+    _copy_attributes(source, copy)
+
+
+def _copy_blocks(load: Callable[[slice], Values], target: Any) -> None:
+    """Fill a chunked dataset along its first axis, by whole chunks: none is compressed twice."""
+    row_bytes = target.dtype.itemsize * int(np.prod(target.shape[1:]))
+    chunk = target.chunks[0]
+    step = max(1, BLOCK_BYTES // (row_bytes * chunk)) * chunk
+    for start in range(0, len(target), step):
+        part = slice(start, min(start + step, len(target)))
+        target[part] = load(part)
+
+
+def _copy_attributes(source: Any, target: Any) -> None:
+    with data_errors(source.file.filename, source.name):
+        attributes = dict(source.attrs)
+    for name, value in attributes.items():
+        target.attrs[name] = value
