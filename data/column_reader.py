@@ -31,7 +31,9 @@ class ColumnReader:
             if self._values.ndim != 1 or self._tail.ndim != 1 or self._tail.dtype != self.dtype:
                 raise ValueError(f"values and tail are {self._values} and {self._tail}, expected vectors of one type")
             if not 0 <= self._start <= min(self._settled, self._stop) or self._stop - self._start > len(self._tail):
-                raise ValueError(f"{self._settled} values and a tail from {self._start} to {self._stop} do not fit")
+                raise ValueError(
+                    f"{self._settled} values and a tail from {self._start} to {self._stop} do not fit together"
+                )
 
     def __len__(self) -> int:
         return self._stop

@@ -39,7 +39,7 @@ def check_format(path: Path, attrs: Any) -> None:
     version = text(attrs, "format_version")
     if version.partition(".")[0] != FORMAT_VERSION.partition(".")[0]:
         raise DataError(
-            f"{path}: format version {version!r:.20}, this program reads {FORMAT_VERSION}: use one that reads it"
+            f"{path}: format version {version:.20}, this program reads {FORMAT_VERSION}: use one that reads it"
         )
 
 
@@ -95,10 +95,10 @@ def read_regions(group: Any, chip: Capabilities | None) -> dict[int, Region]:
 def _read_region(handle: int, group: Any, chip: Capabilities | None) -> Region:
     blocks = sorted(((int(number), block) for number, block in group.items()), key=lambda item: item[0])
     region = Region(handle, tuple(_read_block(block) for _, block in blocks))
-    if not blocks or chip is None:
-        raise ValueError(f"region {handle} has no blocks, or the run no tester")
+    if not blocks:
+        raise ValueError(f"region {handle} has no blocks")
     for block in region.blocks:
-        _check_block(block, chip)
+        _check_block(block, (chip.arrays, chip.rows, chip.columns) if chip else (MOST_LINES,) * 3)
     return region
 
 
@@ -119,10 +119,9 @@ def _lines(dataset: Any) -> LineIndex:
     return np.asarray(dataset[:])
 
 
-def _check_block(block: Block, chip: Capabilities) -> None:
+def _check_block(block: Block, sizes: tuple[int, ...]) -> None:
     partners = block.columns if block.partners is None else block.partners
     largest = block.array, int(block.rows.max()), int(max(block.columns.max(), partners.max()))
-    sizes = chip.arrays, chip.rows, chip.columns
     if block.array < 0 or any(line >= size for line, size in zip(largest, sizes, strict=True)):
         raise ValueError(f"a block reaches to array, row and column {largest} of a chip of {sizes}")
     if len(partners) != len(block.columns):

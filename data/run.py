@@ -305,7 +305,7 @@ class Run:
 
     def _check_cell(self, *cell: int) -> tuple[int, int, int]:
         if not all(0 <= number < size for number, size in zip(cell, self._chip, strict=True)):
-            raise InputError(f"cell (array, row, column) {cell} is outside the chip of {self._chip}")
+            raise InputError(f"{self.path}: cell (array, row, column) {cell} is outside the chip of {self._chip}")
         array, row, column = (int(number) for number in cell)
         return array, row, column
 

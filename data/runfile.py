@@ -376,7 +376,7 @@ class RunWriter:
             self._file.flush()
             self._journal.commit()
             self._flushed_ns = time.time_ns()
-            write_status(self.path, self.status | {"operations": self.operations, "bytes": self._journal.size})
+            write_status(self.path, self.status | {"operations": len(self._operations), "bytes": self._journal.size})
 
     def close(self, exit_status: str, counts: Mapping[str, int]) -> None:
         """Write the stop, with what the run counted, and close the file. Idempotent."""
@@ -408,7 +408,7 @@ class RunWriter:
 
     def _begin_session(self, session: Mapping[str, Any]) -> None:
         stop = self._file.get("stop", {})
-        record = {"utc": _utc(), **session, "operations": self.operations}
+        record = {"utc": _utc(), **session, "operations": len(self._operations)}
         record["stop"] = {name: dataset.asstr()[()] for name, dataset in stop.items()}
         number = len(self._file["sessions"]) + 1
         _write_text(self._file["sessions"], str(number), json.dumps(record), "a resumption of the run (JSON)")

@@ -43,7 +43,7 @@ STYLE: Any = {
 }
 WIDTH, HEIGHT = 4.4, 3.0  # inches
 PAPER = 0.9773
-PAPER_LABEL = "97.73 %, PCM hardware\n(Nandakumar et al. 2020)"
+PAPER_LABEL = "97.73 %, MNIST on PCM hardware\n(Nandakumar et al. 2020)"
 
 
 @dataclass(frozen=True)

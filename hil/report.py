@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from hil import report_facts as facts
+import hil.report_facts as facts
 from hil.data.run import Run
 from hil.protocols.errors import InputError, StorageError
 from hil.report_figures import Picture, common, conductances, data_of, pulses, source_line, updates

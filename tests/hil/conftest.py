@@ -15,6 +15,7 @@ from hil.config import load_settings
 from hil.data.column_reader import ColumnReader
 from hil.data.runfile import OPERATIONS, STREAMS, Start
 from hil.instruments.tester import ArrayTester
+from hil.logsize import LogPlan
 from hil.pairs import UNIT, DifferentialPairs
 from hil.train import Job, Result, train
 
@@ -71,6 +72,10 @@ class Watcher:
     steps: list[tuple[int, float, int, int]] = field(default_factory=list)
     epochs: list[tuple[int, float]] = field(default_factory=list)
     findings: list[str] = field(default_factory=list)
+    plan: LogPlan | None = None
+
+    def logging(self, plan: LogPlan) -> None:
+        self.plan = plan
 
     def begin(self, images: int, epochs: int) -> None:
         self.begun.append((images, epochs))
@@ -97,13 +102,23 @@ def job(out: Path, experiment: str = "digits", **settings: Any) -> Job:
     return Job(experiment, known, text, out)
 
 
+SHORT: dict[str, Any] = {"train_images": 150, "epochs": 2, "tester": SMALL_CHIP}
+
+
+@pytest.fixture(scope="session")
+def short_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of a run of 2 epochs of 150 images on a small chip; to be copied before it is changed."""
+    path = tmp_path_factory.mktemp("short") / "run.h5"
+    train(job(path, **SHORT), Watcher())
+    return path
+
+
 @pytest.fixture
 def make_job(tmp_path: Path) -> Callable[..., Job]:
     """A short run on a small chip: `make_job(lr=0.1, out=path)`; by default 2 epochs of 150 images."""
 
     def make(out: Path | None = None, **settings: Any) -> Job:
-        short: dict[str, Any] = {"train_images": 150, "epochs": 2, "tester": SMALL_CHIP}
-        return job(out or tmp_path / "run.h5", **(short | settings))
+        return job(out or tmp_path / "run.h5", **(SHORT | settings))
 
     return make
 
