@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -26,14 +27,26 @@ class ColumnReader:
             self._start, self._stop = (int(position) for position in group["tail_range"][:])
             self._settled = len(self._values)
             self.dtype: np.dtype[Any] = self._values.dtype
-            self.units: str = self._values.attrs["units"]
-            self.description: str = self._values.attrs["description"]
             if self._values.ndim != 1 or self._tail.ndim != 1 or self._tail.dtype != self.dtype:
                 raise ValueError(f"values and tail are {self._values} and {self._tail}, expected vectors of one type")
             if not 0 <= self._start <= min(self._settled, self._stop) or self._stop - self._start > len(self._tail):
                 raise ValueError(
                     f"{self._settled} values and a tail from {self._start} to {self._stop} do not fit together"
                 )
+
+    @cached_property
+    def units(self) -> str:
+        """Unit of the elements; empty for pure numbers."""
+        return self._text("units")
+
+    @cached_property
+    def description(self) -> str:
+        """What the elements mean."""
+        return self._text("description")
+
+    def _text(self, name: str) -> str:
+        with data_errors(self._file, self._name):
+            return str(self._values.attrs[name])
 
     def __len__(self) -> int:
         return self._stop

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from hil.bench import open_tester
 from hil.data.run import Run
 from hil.data.runfile import NONE, RunWriter, Start
-from hil.protocols.messages import Block, Codes, Operation, Readings, Receipt, Region, Status
+from hil.protocols.messages import Block, Operation, Readings, Receipt, Region, Status
 
 INPUTS, HIDDEN, CLASSES = 785, 250, 10
 DEVICES = 2 * (INPUTS * HIDDEN + (HIDDEN + 1) * CLASSES)
@@ -122,7 +122,7 @@ def make(path: Path, size: int) -> int:
 
 def ask(path: Path) -> None:
     """What is measured, with the time and memory that it took."""
-    for device in np.random.default_rng(2).integers(0, DEVICES, REPETITIONS).tolist() + [0]:
+    for device in [*np.random.default_rng(2).integers(0, DEVICES, REPETITIONS).tolist(), 0]:
         began = time.perf_counter()
         with Run.open(path) as run:
             opened = time.perf_counter()

@@ -24,7 +24,7 @@ from hil.protocols.messages import Block, Cells, Direction, Operation, PulseBatc
 from hil.runinfo import describe
 
 SEED = 20
-MUTATIONS = {"flip": 90, "byte": 30, "cut": 20, "zero": 25, "swap": 20}
+MUTATIONS = {"flip": 75, "byte": 25, "cut": 15, "zero": 20, "swap": 15}
 """How many of each: a flipped bit, another byte, a truncation, a zeroed page, two pages swapped."""
 
 PAGE = 4096
@@ -45,6 +45,11 @@ def answers(path: Path) -> Iterator[Callable[[], object]]:
         for row in range(0, run.operations.rows, 5):
             yield lambda row=row: run.operation(row)
         yield lambda: ([run.snapshot(name) for name in run.snapshots], run.checkpoint, run.sessions)
+
+
+def ask_all(path: Path) -> None:
+    for ask in answers(path):
+        ask()
 
 
 def write_run(path: Path) -> None:
@@ -109,7 +114,7 @@ def mutated(data: npt.NDArray[np.uint8], kind: str, place: int, value: int) -> n
 
 
 def look(path: Path, name: str) -> None:
-    """Print what is neither an answer nor a refusal in one line that names the file."""
+    """Write to the output what is neither an answer nor a refusal in one line that names the file."""
     asked = answers(path)
     while True:
         try:
@@ -118,9 +123,9 @@ def look(path: Path, name: str) -> None:
             return
         except InputError as error:
             if "\n" in str(error) or str(path) not in str(error):
-                print(name, "says", repr(str(error)))
+                sys.stdout.write(f"{name} says {str(error)!r}\n")
         except Exception:
-            print(name, traceback.format_exc().replace("\n", " | "))
+            sys.stdout.write(f"{name} {traceback.format_exc()!r}\n")
 
 
 def child(base: str, scratch: str, jobs: str) -> None:
@@ -128,14 +133,14 @@ def child(base: str, scratch: str, jobs: str) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, resource.RLIM_INFINITY))
     data = np.fromfile(base, np.uint8)
     for job in json.loads(jobs):
-        print("at", job, file=sys.stderr, flush=True)
+        sys.stderr.write(f"at {job}\n")
         if job[0] == "edit":
             edited(Path(base), Path(scratch), EDITS[job[1]][0])
         else:
             mutated(data, *job).tofile(scratch)
         look(Path(scratch), f"{job}:")
     if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > 2**20:
-        print("took", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, "kB")
+        sys.stdout.write("more than a gigabyte of memory was taken\n")
 
 
 def complaints(base: Path, jobs: list[Any]) -> list[str]:
@@ -156,6 +161,10 @@ def complaints(base: Path, jobs: list[Any]) -> list[str]:
         if process.returncode:
             found.append(f"exit {process.returncode}, last: {err.splitlines()[-3:]}")
     return found
+
+
+def test_the_file_itself_is_read(base: Path) -> None:
+    ask_all(base)
 
 
 def test_damaged_files_are_read_or_refused(base: Path) -> None:
@@ -320,8 +329,7 @@ def test_a_file_that_was_tampered_with_is_refused_in_one_line(name: str, base: P
     edit, said = EDITS[name]
     path = edited(base, tmp_path / "run.h5", edit)
     with pytest.raises(DataError, match=said) as caught:
-        for ask in answers(path):
-            ask()
+        ask_all(path)
     assert str(caught.value).startswith(f"{path}: ")
     assert "\n" not in str(caught.value)
 
