@@ -10,7 +10,7 @@ import numpy as np
 from hil.data.columns import Values, reason
 from hil.protocols.errors import DataError
 
-BLOCK = 2**20
+BLOCK = 2**18
 """Elements that are read and worked on at a time."""
 
 LONGEST_REASON = 200

@@ -144,7 +144,7 @@ class Column:
 
     def _attach(self, group: Any) -> None:
         self._values, self._tail, self._range = group["values"], group["tail"], group["tail_range"]
-        self._dtype = self._values.dtype
+        self._dtype = np.dtype(self._values.dtype.str)  # numpy's own object, which is compared quickest
         self._size = self._dtype.itemsize
         self._chunk = len(self._tail) * self._size
 

@@ -64,9 +64,9 @@ def load(name: str, data_dir: Path | None = None) -> DataSet:
     train_images, train_labels, test_images, test_labels = contents
     return DataSet(
         name,
-        _scale(train_images, 255),
+        scale(train_images, 255),
         train_labels.astype(np.int64),
-        _scale(test_images, 255),
+        scale(test_images, 255),
         test_labels.astype(np.int64),
         classes=int(train_labels.max()) + 1,
     )
@@ -108,9 +108,9 @@ def _load_digits() -> DataSet:
     train, test = (part[_fixed_permutation(len(part))] for part in (train, test))  # neither by class nor by writer
     return DataSet(
         "digits",
-        _scale(images[train], 16),
+        scale(images[train], 16),
         labels[train].astype(np.int64),
-        _scale(images[test], 16),
+        scale(images[test], 16),
         labels[test].astype(np.int64),
         classes=10,
     )
@@ -121,7 +121,7 @@ def _fixed_permutation(count: int) -> npt.NDArray[np.int64]:
     return np.argsort(np.random.PCG64(SPLIT_SEED).random_raw(count), kind="stable")
 
 
-def _scale(images: npt.NDArray[np.uint8] | npt.NDArray[np.float64], peak: int) -> Images:
+def scale(images: npt.NDArray[np.uint8] | npt.NDArray[np.float64], peak: int) -> Images:
     """Images (n, ...) with values from 0 to `peak`, as rows (n, features) from 0 to 1."""
     scaled = images.reshape(len(images), -1).astype(np.float32)
     scaled /= peak

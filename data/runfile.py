@@ -53,9 +53,6 @@ PENDING = 2**23
 CHECKPOINT_S = 60.0
 """Time between two checkpoints (s): what a resumed run does again at most."""
 
-CHECKPOINTS = 2
-"""Checkpoints that are kept."""
-
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 """What every HDF5 file begins with."""
 
@@ -356,14 +353,14 @@ class RunWriter:
         """Store what the run needs to go on from here, JSON-able state and arrays by name, instead of an older one."""
         with writing(str(self.path)):
             group = self._file["checkpoints"]
-            numbers = sorted(map(int, group))
-            new = group.create_group(str(numbers[-1] + 1 if numbers else 0))
+            number = max(map(int, group), default=0) + 1
+            for older in list(group):
+                del group[older]  # its room is taken by the new one, and both changes are committed together
+            new = group.create_group(str(number))
             rows = {"operations": self.operations, "metrics": self.rows("metrics"), "messages": self.rows("messages")}
             _write_text(new, "state", json.dumps(state | {"rows": rows}), "state of the run (JSON)")
             for key, values in arrays.items():
                 _write_array(new, key, values, "", f"{key} of the state")
-            for number in numbers[: 1 - CHECKPOINTS]:
-                del group[str(number)]
             self._checkpoint_at = time.monotonic() + CHECKPOINT_S
         self.flush()
 

@@ -43,9 +43,12 @@ class MadeUpRun:
         self.inputs = np.hstack([pixels.astype(np.int8), codes[:, : HIDDEN + 1 + CLASSES]])
         self.outputs = codes[:, : 2 * HIDDEN + CLASSES + HIDDEN + 1]
         self.ids = 0
-        for handle, (rows, columns) in enumerate(((INPUTS, HIDDEN), (HIDDEN + 1, CLASSES))):
-            lines = [np.arange(size, dtype=np.uint16) for size in (rows, columns)]
-            self.writer.region(Region(handle, (Block(0, *lines, None, 0, 0),)))
+        lines = np.arange(self.chip.rows, dtype=np.uint16)
+        rest = lines[: INPUTS - self.chip.rows]
+        one = Block(0, lines, lines[:HIDDEN], None, 0, 0), Block(1, rest, lines[:HIDDEN], None, len(lines), 0)
+        two = (Block(1, lines[: HIDDEN + 1], lines[:CLASSES], None, 0, 0),)
+        for handle, blocks in enumerate((one, two)):
+            self.writer.region(Region(handle, blocks))
         for kind in (Operation.MVM_FORWARD, Operation.MVM_BACKWARD):
             self.writer.check_readings(kind, 0, Readings(0, 0, codes, "A", 1e-8, 0, 0))
         self.writer.check_readings(Operation.READ, NONE, Readings(0, 0, codes, "S", 1e-7, 10, 0))
@@ -106,7 +109,7 @@ class MadeUpRun:
     def log(self, kind: Operation, count: int, offset: int, **columns: int) -> None:
         self.ids += 1
         receipt = Receipt(self.ids, self.ids * 80_000_000, Status.COMPLETE, count)
-        self.writer.operation(kind, count, offset, receipt, count, **columns)  # type: ignore[arg-type]
+        self.writer.operation(kind, count, offset, receipt, count, **columns)
 
 
 def make(path: Path, size: int) -> int:
