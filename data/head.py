@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from hil.data.runfile import FORMAT, FORMAT_VERSION, Start
+from hil.data.schema import FORMAT, FORMAT_VERSION, Start
 from hil.protocols.errors import DataError
 from hil.protocols.messages import (
     Block,

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from hil.data.column_reader import BLOCK, data_errors
 from hil.data.columns import Values
 from hil.data.log import ROWS, Index, Log, Operations, joined, operation_blocks
-from hil.data.runfile import NONE
+from hil.data.schema import NONE
 from hil.protocols.errors import DataError, InputError
 from hil.protocols.messages import Codes, Direction, Operation, Region, Status
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from hil.data.column_reader import BLOCK, ColumnReader, TableReader, data_errors
 from hil.data.columns import Field, Values
-from hil.data.runfile import OPERATIONS, READINGS, SHAPES, STREAMS
+from hil.data.schema import OPERATIONS, READINGS, SHAPES, STREAMS
 from hil.protocols.errors import DataError, InputError
 from hil.protocols.messages import Operation, PulseShape
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from hil.data.columns import Values
 from hil.data.run import Run
-from hil.data.runfile import NONE, OPERATIONS
+from hil.data.schema import NONE, OPERATIONS
 from hil.protocols.errors import DataError, ReplayError
 from hil.protocols.messages import Operation
 

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hil.data.runfile import NONE, RunWriter
+from hil.data.runfile import RunWriter
+from hil.data.schema import NONE
 from hil.instruments.tester import ArrayTester
 from hil.protocols.errors import InputError
 from hil.protocols.messages import (

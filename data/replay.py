@@ -9,7 +9,7 @@ import numpy as np
 
 from hil.data.recorded import Recorded, Row
 from hil.data.run import Run
-from hil.data.runfile import NONE
+from hil.data.schema import NONE
 from hil.instruments.tester import ArrayTester
 from hil.protocols import limits
 from hil.protocols.errors import InputError, LimitError, ReplayError, TesterError

@@ -22,7 +22,7 @@ from hil.data.history import F32, CellPulses, CellReadings, Products
 from hil.data.integrity import check_file
 from hil.data.journal import recover
 from hil.data.log import Log
-from hil.data.runfile import MESSAGES, NONE
+from hil.data.schema import MESSAGES, NONE
 from hil.data.state import U32, Conductances, Layer
 from hil.protocols.errors import DataError, InputError
 from hil.protocols.messages import (

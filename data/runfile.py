@@ -6,8 +6,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, astuple, dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,19 +20,25 @@ from hil.data.columns import (
     Field,
     Table,
     Values,
-    compression,
-    describe,
     open_file,
     reason,
     writing,
 )
+from hil.data.groups import utc_now, write_array, write_block, write_start, write_text
 from hil.data.journal import JournaledFile
+from hil.data.schema import (
+    FORMAT,
+    MESSAGES,
+    NONE,
+    OPERATIONS,
+    READINGS,
+    SHAPES,
+    STREAMS,
+    Start,
+)
 from hil.data.status import remove_status, write_status
 from hil.protocols.errors import InputError, TesterError
 from hil.protocols.messages import (
-    Block,
-    Capabilities,
-    Identity,
     Operation,
     PulseShape,
     Readings,
@@ -42,8 +47,6 @@ from hil.protocols.messages import (
     Status,
 )
 
-FORMAT = "hil-run"
-FORMAT_VERSION = "1.1"
 FLUSH_NS = 1_000_000_000
 """Longest time between two flushes while operations are logged (ns)."""
 
@@ -56,92 +59,9 @@ CHECKPOINT_S = 60.0
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 """What every HDF5 file begins with."""
 
-ARRAY_CHUNK = 2**20
-"""Bytes of a chunk of a snapshot."""
-
 OPERATION_CHUNK = 2**15
 SMALL_CHUNK = 2**8
 """Rows per chunk of the operations and of small tables."""
-
-NONE = -1
-"""Stands for no region, gain or pulse shape, and for the operation id and time that a failed tester did not tell."""
-
-OPERATIONS = (
-    Field("op_id", "<i8", "", "operation id; -1: the tester failed and did not tell"),
-    Field("kind", "u1", "", "1 read, 2 MVM forward, 3 MVM backward, 4 SET, 5 RESET, 6 wait, 7 update"),
-    Field("status", "u1", "", "0 complete, 1 partial: the first `done` parts, 2 unknown"),
-    Field("device_time_ns", "<i8", "ns", "device time at the end; -1: the tester failed and did not tell"),
-    Field("host_time_ns", "<i8", "ns", "UTC since 1970 when the host had the answer"),
-    Field("region", "<i4", "", "region of an MVM or update, else -1"),
-    Field("gain", "i1", "", "ADC gain of an MVM, else -1"),
-    Field("shape", "<i2", "", "row of shapes of a SET or RESET, else -1"),
-    Field("polarity", "i1", "", "polarity of an update, else 0"),
-    Field("count", "<u4", "", "cells read, vectors, cells pulsed, slots of an update; 1 for a wait"),
-    Field("done", "<u4", "", "cells or vectors answered; pulses applied"),
-    Field("saturated", "<u4", "", "codes at an end of the converter's range; pulses at an end of the conductance"),
-    Field("offset", "<i8", "", "position of the first element in the streams of what was asked"),
-    Field("output_offset", "<i8", "", "position of the first code in read/codes or mvm/outputs, else 0"),
-    Field("scale_offset", "<i8", "", "position of the first element in mvm/scales, else 0"),
-)
-
-STREAMS = {
-    field.name: field
-    for field in (
-        Field("read/array", "<u2", "", "array of each cell read"),
-        Field("read/row", "<u2", "", "word line of each cell read"),
-        Field("read/column", "<u2", "", "bit line of each cell read"),
-        Field("read/codes", "", "", "conductance code of each cell read; see readings; dtype as the tester gives it"),
-        Field("mvm/inputs", "", "", "DAC codes, vector after vector; int8, or int16 for more than 8 bits"),
-        Field("mvm/scales", "<f4", "", "what one DAC code stands for on the host, one per vector"),
-        Field("mvm/outputs", "", "", "ADC codes, vector after vector; see readings; dtype as the tester gives it"),
-        Field("mvm/digest", "<u4", "", "in a digest: CRC-32 of the inputs, scales and outputs of one operation"),
-        Field("program/array", "<u2", "", "array of each cell pulsed"),
-        Field("program/row", "<u2", "", "word line of each cell pulsed"),
-        Field("program/column", "<u2", "", "bit line of each cell pulsed"),
-        Field("program/counts", "<u2", "", "pulses on each cell pulsed"),
-        Field("update/trains", "u1", "", "bits of the word lines, slot after slot, then those of the bit lines"),
-        Field("wait/seconds", "<f8", "s", "device time that was let pass"),
-        Field("messages/text", "u1", "", "UTF-8 text of all messages, one after the other"),
-    )
-}
-
-SHAPES = (
-    Field("amplitude", "<f8", "A or V", "amplitude of the pulse; the unit is that of the pulse source"),
-    Field("width", "<f8", "s", "width of the pulse"),
-    Field("rise", "<f8", "s", "rise time of the pulse"),
-    Field("fall", "<f8", "s", "fall time of the pulse"),
-)
-
-READINGS = (
-    Field("kind", "u1", "", "kind of operation, as in operations"),
-    Field("gain", "i1", "", "ADC gain; -1 for reads"),
-    Field("unit", "S16", "", "unit of the values: value = (code - zero) * scale"),
-    Field("scale", "<f8", "", "value of one code, in the unit of this row"),
-    Field("zero", "<i8", "", "code of the value 0"),
-)
-
-MESSAGES = (
-    Field("time_ns", "<i8", "ns", "UTC since 1970"),
-    Field("offset", "<i8", "", "position of the first byte in text"),
-    Field("size", "<u4", "", "length in bytes"),
-)
-
-
-@dataclass(frozen=True)
-class Start:
-    """What a run starts from; all but the text must be JSON-able."""
-
-    config: dict[str, Any]  # resolved
-    config_text: str  # verbatim TOML
-    argv: tuple[str, ...]
-    seed: int
-    versions: dict[str, str]
-    host: dict[str, Any]  # python, platform, CPU capability
-    git_commit: str | None
-    meta: dict[str, str]
-    identity: Identity | None  # None: no tester
-    capabilities: Capabilities | None
-    log: str = "full"  # or "digest": of a product only a CRC-32 is kept
 
 
 class RunWriter:
@@ -201,7 +121,7 @@ class RunWriter:
         try:
             with writing(str(path)):
                 file = open_file(journal, True)
-                _write_start(file, start)
+                write_start(file, start)
                 writer = cls(path, journal, file)
                 if overwrite:
                     os.replace(place, path)
@@ -247,7 +167,7 @@ class RunWriter:
         with writing(str(self.path)):
             group = regions.create_group(str(region.handle))
             for number, block in enumerate(region.blocks):
-                _write_block(group.create_group(str(number)), block)
+                write_block(group.create_group(str(number)), block)
 
     def operation(
         self,
@@ -342,7 +262,7 @@ class RunWriter:
             group = self._file["snapshots"].create_group(name)
             group.attrs.update(attrs or {})
             for key, values in arrays.items():
-                _write_array(group, key, values, units[key], f"{key} at {name}")
+                write_array(group, key, values, units[key], f"{key} at {name}")
         self.flush()
 
     def checkpoint_due(self) -> bool:
@@ -358,9 +278,9 @@ class RunWriter:
                 del group[older]  # its room is taken by the new one, and both changes are committed together
             new = group.create_group(str(number))
             rows = {"operations": self.operations, "metrics": self.rows("metrics"), "messages": self.rows("messages")}
-            _write_text(new, "state", json.dumps(state | {"rows": rows}), "state of the run (JSON)")
+            write_text(new, "state", json.dumps(state | {"rows": rows}), "state of the run (JSON)")
             for key, values in arrays.items():
-                _write_array(new, key, values, "", f"{key} of the state")
+                write_array(new, key, values, "", f"{key} of the state")
             self._checkpoint_at = time.monotonic() + CHECKPOINT_S
         self.flush()
 
@@ -405,37 +325,19 @@ class RunWriter:
 
     def _begin_session(self, session: Mapping[str, Any]) -> None:
         stop = self._file.get("stop", {})
-        record = {"utc": _utc(), **session, "operations": len(self._operations)}
+        record = {"utc": utc_now(), **session, "operations": len(self._operations)}
         record["stop"] = {name: dataset.asstr()[()] for name, dataset in stop.items()}
         number = len(self._file["sessions"]) + 1
-        _write_text(self._file["sessions"], str(number), json.dumps(record), "a resumption of the run (JSON)")
+        write_text(self._file["sessions"], str(number), json.dumps(record), "a resumption of the run (JSON)")
         if "stop" in self._file:
             del self._file["stop"]
         self.flush()
 
     def _write_stop(self, exit_status: str, counts: Mapping[str, int]) -> None:
         group = self._file.create_group("stop")
-        _write_text(group, "utc", _utc(), "when the run stopped")
-        _write_text(group, "exit_status", exit_status, "how the run stopped")
-        _write_text(group, "counts", json.dumps(counts), "what the run counted (JSON)")
-
-
-def _write_start(file: Any, start: Start) -> None:
-    kind = start.identity.kind if start.identity else "none"
-    file.attrs.update(
-        {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            "run_id": str(uuid.uuid4()),
-            "created_utc": _utc(),
-            "tester_kind": str(kind),
-        }
-    )
-    group = file.create_group("start")
-    _write_text(group, "config_text", start.config_text, "configuration as it was given (TOML)")
-    for name, value in asdict(start).items():
-        if name != "config_text":
-            _write_text(group, name, json.dumps(value), f"{name.replace('_', ' ')} (JSON)")
+        write_text(group, "utc", utc_now(), "when the run stopped")
+        write_text(group, "exit_status", exit_status, "how the run stopped")
+        write_text(group, "counts", json.dumps(counts), "what the run counted (JSON)")
 
 
 def _rows(group: Any, fields: Iterable[Field]) -> list[tuple[Any, ...]]:
@@ -469,34 +371,9 @@ def _stream(file: Any, field: Field) -> Column:
     return Column(file.require_group(parent), replace(field, name=name), CHUNK_BYTES)
 
 
-def _utc() -> str:
-    return datetime.now(UTC).isoformat()
-
-
 def _check_names(names: Iterable[str], units: Mapping[str, str]) -> None:
     for name in names:
         if not name or "/" in name or name == ".":
             raise InputError(f"name {name!r}: a metric, snapshot or array needs a name without '/'")
         if name not in units:
             raise InputError(f"{name!r} has no unit; give one, an empty one for a pure number")
-
-
-def _write_array(group: Any, name: str, values: Values, units: str, description: str) -> None:
-    """Compressed in chunks of about a megabyte along the first axis."""
-    options: dict[str, Any] = {}
-    if values.size > 1:
-        rows = max(1, ARRAY_CHUNK * len(values) // max(values.nbytes, 1))
-        options = {"chunks": (min(rows, len(values)), *values.shape[1:]), **compression(values.dtype)}
-    describe(group.create_dataset(name, data=values, **options), units, description)
-
-
-def _write_text(group: Any, name: str, text: str, description: str) -> None:
-    describe(group.create_dataset(name, data=text), "", description)
-
-
-def _write_block(group: Any, block: Block) -> None:
-    group.attrs.update({"array": block.array, "row_offset": block.row_offset, "column_offset": block.column_offset})
-    describe(group.create_dataset("rows", data=block.rows), "", "word lines of the block")
-    describe(group.create_dataset("columns", data=block.columns), "", "bit lines of the block")
-    if block.partners is not None:
-        describe(group.create_dataset("partners", data=block.partners), "", "bit lines subtracted from columns")

@@ -160,9 +160,7 @@ def _end_if_interrupted(result: "Result") -> None:
 @main.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--tester", help="URI of the tester; it must be the one of the run.")
-@click.option(
-    "--data-dir", type=click.Path(path_type=Path), help="Folder of data sets, if RUN holds none."
-)
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of data sets, if RUN holds none.")
 @click.option("--durable", is_flag=True, help="Wait for the disk each second: what is logged survives a power loss.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
 @friendly
@@ -194,9 +192,7 @@ def resume(run: Path, tester: str | None, data_dir: Path | None, durable: bool, 
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--verify", "mode", flag_value="verify", default="verify", help="Stop at the first difference (default).")
 @click.option("--follow", "mode", flag_value="follow", help="Go on after differences and report the largest.")
-@click.option(
-    "--data-dir", type=click.Path(path_type=Path), help="Folder of data sets, if RUN holds none."
-)
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of data sets, if RUN holds none.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
 @friendly
 def replay(run: Path, mode: str, data_dir: Path | None, as_json: bool) -> None:

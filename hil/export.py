@@ -17,7 +17,7 @@ import numpy as np
 from hil.data.column_reader import ColumnReader, TableReader, data_errors
 from hil.data.columns import Field, Values, reason
 from hil.data.run import Run
-from hil.data.runfile import NONE, OPERATIONS, READINGS, SHAPES
+from hil.data.schema import NONE, OPERATIONS, READINGS, SHAPES
 from hil.protocols.errors import DataError, InputError, StorageError
 from hil.protocols.messages import Operation, Readings, Status
 

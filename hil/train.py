@@ -13,7 +13,8 @@ from hil.bench import connect, kept_chip
 from hil.config import Settings
 from hil.data.datasets import DataSet
 from hil.data.recording import RecordingTester
-from hil.data.runfile import RunWriter, Start
+from hil.data.runfile import RunWriter
+from hil.data.schema import Start
 from hil.images import chosen, keep
 from hil.instruments.batching import BatchingTester
 from hil.instruments.tester import ArrayTester

@@ -24,7 +24,8 @@ from hil.bench import open_tester
 from hil.config import Settings, load_settings
 from hil.data.datasets import DataSet, load
 from hil.data.recording import RecordingTester
-from hil.data.runfile import RunWriter, Start
+from hil.data.runfile import RunWriter
+from hil.data.schema import Start
 from hil.instruments.batching import BatchingTester
 from hil.instruments.tester import ArrayTester
 from hil.mixed_precision import MixedPrecisionSGD

@@ -18,7 +18,8 @@ import numpy.typing as npt
 
 from hil.bench import open_tester
 from hil.data.run import Run
-from hil.data.runfile import NONE, RunWriter, Start
+from hil.data.runfile import RunWriter
+from hil.data.schema import NONE, Start
 from hil.protocols.messages import Block, Operation, Readings, Receipt, Region, Status
 
 INPUTS, HIDDEN, CLASSES = 785, 250, 10

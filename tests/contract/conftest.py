@@ -12,7 +12,8 @@ import pytest
 
 from hil.data.recording import RecordingTester
 from hil.data.replay import ReplayTester
-from hil.data.runfile import RunWriter, Start
+from hil.data.runfile import RunWriter
+from hil.data.schema import Start
 from hil.instruments.batching import BatchingTester
 from hil.instruments.tester import ArrayTester
 from hil.mock_hw.array import Chip

@@ -20,7 +20,8 @@ import pytest
 from hil.bench import connect
 from hil.data.recording import RecordingTester
 from hil.data.run import Run
-from hil.data.runfile import RunWriter, Start
+from hil.data.runfile import RunWriter
+from hil.data.schema import Start
 from hil.protocols.errors import DataError, InputError
 from hil.protocols.messages import Block, Cells, Direction, Operation, PulseBatch, Vectors
 from hil.runinfo import describe

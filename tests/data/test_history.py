@@ -11,7 +11,8 @@ from hil.bench import connect
 from hil.data import history, log
 from hil.data.recording import RecordingTester
 from hil.data.run import LoggedOperation, Run
-from hil.data.runfile import RunWriter, Start
+from hil.data.runfile import RunWriter
+from hil.data.schema import Start
 from hil.protocols.errors import InputError
 from hil.protocols.messages import (
     Block,

@@ -17,7 +17,8 @@ import pytest
 from hil.data import portable
 from hil.data.portable import copy_portable
 from hil.data.run import Run
-from hil.data.runfile import RunWriter, Start
+from hil.data.runfile import RunWriter
+from hil.data.schema import Start
 from hil.protocols.errors import DataError, InputError, StorageError
 from hil.protocols.messages import Block, Operation, Receipt, Region, Status
 

@@ -10,7 +10,8 @@ import pytest
 
 from hil.data.recording import RecordingTester
 from hil.data.run import LoggedOperation, Run
-from hil.data.runfile import RunWriter, Start
+from hil.data.runfile import RunWriter
+from hil.data.schema import Start
 from hil.instruments.tester import ArrayTester
 from hil.protocols.errors import InputError, LimitError, TesterError
 from hil.protocols.messages import (

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from hil.data.run import Run
-from hil.data.runfile import OPERATIONS, STREAMS, RunWriter, Start
+from hil.data.runfile import RunWriter
+from hil.data.schema import OPERATIONS, STREAMS, Start
 from hil.protocols.errors import DataError, InputError, StorageError
 from hil.protocols.messages import Block, Identity, Operation, Receipt, Region, Status, TesterKind
 
@@ -251,7 +252,8 @@ KILLED_WRITER = """
 import os, signal, sys
 from pathlib import Path
 import numpy as np
-from hil.data.runfile import RunWriter, Start
+from hil.data.runfile import RunWriter
+from hil.data.schema import Start
 from hil.protocols.messages import Operation, Receipt, Status
 writer = RunWriter.create(Path(sys.argv[1]), Start({}, "", (), 1, {}, {}, None, {}, None, None))
 for number in range(100_000):
@@ -280,7 +282,8 @@ import resource, sys
 from pathlib import Path
 import numpy as np
 from hil.data.columns import CHUNK_BYTES
-from hil.data.runfile import RunWriter, Start
+from hil.data.runfile import RunWriter
+from hil.data.schema import Start
 from hil.protocols.errors import StorageError
 writer = RunWriter.create(Path(sys.argv[1]), Start({}, "", (), 1, {}, {}, None, {}, None, None))
 chunk = np.random.default_rng(1).integers(-127, 128, CHUNK_BYTES).astype(np.int8)

@@ -13,7 +13,7 @@ import pytest
 from hil.bench import open_tester
 from hil.config import load_settings
 from hil.data.column_reader import ColumnReader
-from hil.data.runfile import OPERATIONS, STREAMS, Start
+from hil.data.schema import OPERATIONS, STREAMS, Start
 from hil.instruments.tester import ArrayTester
 from hil.logsize import LogPlan
 from hil.pairs import UNIT, DifferentialPairs

@@ -18,7 +18,8 @@ import pytest
 from hil import export
 from hil.data.recording import RecordingTester
 from hil.data.run import Run
-from hil.data.runfile import RunWriter, Start
+from hil.data.runfile import RunWriter
+from hil.data.schema import Start
 from hil.export import export_tables
 from hil.instruments.tester import ArrayTester
 from hil.protocols.errors import DataError, InputError, StorageError, TesterError

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from hil.data.recording import RecordingTester
-from hil.data.runfile import RunWriter, Start
+from hil.data.runfile import RunWriter
+from hil.data.schema import Start
 from hil.feedforward import ACTIVATIONS, FeedForward
 from hil.instruments.tester import ArrayTester
 from hil.layers import AnalogLinear

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from hil.data.run import Run
-from hil.data.runfile import RunWriter, Start
+from hil.data.runfile import RunWriter
+from hil.data.schema import Start
 from hil.protocols.errors import DataError, InputError, StorageError
 from hil.protocols.messages import Identity, Operation, Receipt, Status, TesterKind
 from hil.report import write_report
