@@ -81,8 +81,7 @@ def _known_time(log: Log, row: int) -> int:
 
 def pulses(log: Log, array: int, row: int, column: int) -> CellPulses:
     check_no_updates(log)
-    found = _find(log, "program", array, row, column)
-    operations, positions = _owners(log, PROGRAM, ("kind", "status", "device_time_ns"), found)
+    operations, positions = _owners(log, "program", PROGRAM, ("kind", "status", "device_time_ns"), (array, row, column))
     counts = _each(log, "program/counts", positions)
     partial = operations["status"] == Status.PARTIAL
     if partial.any():
@@ -105,8 +104,8 @@ def _applied(log: Log, operations: Operations, positions: Index, counts: Values)
 
 
 def readings(log: Log, array: int, row: int, column: int) -> CellReadings:
-    found = _find(log, "read", array, row, column)
-    operations, positions = _owners(log, (Operation.READ,), ("done", "output_offset", "device_time_ns"), found)
+    columns = "done", "output_offset", "device_time_ns"
+    operations, positions = _owners(log, "read", (Operation.READ,), columns, (array, row, column))
     place = positions - operations["offset"]
     answered = place < operations["done"]
     operations, place = operations.where(answered), place[answered]
@@ -149,11 +148,16 @@ def _find(log: Log, prefix: str, array: int, row: int, column: int) -> Index:
 
 
 def _owners(
-    log: Log, kinds: tuple[Operation, ...], columns: tuple[str, ...], positions: Index
+    log: Log, prefix: str, kinds: tuple[Operation, ...], columns: tuple[str, ...], cell: tuple[int, int, int]
 ) -> tuple[Operations, Index]:
-    """The operations that positions in their stream belong to, and these positions; some belong to none."""
+    """The operations that read or programmed a cell, once for each time, and where it lies in their streams."""
     columns = (*columns, "offset", "count")
-    found = list(_search(log, kinds, columns, positions, 0, -(-log.operations.rows // ROWS)))
+    positions, marks, blocks = _find(log, prefix, *cell), log.marks(prefix), -(-log.operations.rows // ROWS)
+    lows, first = np.unique(np.searchsorted(marks, positions, "right"), return_index=True)
+    found = []
+    for low, part in zip(lows.tolist(), np.split(positions, first)[1:], strict=True):
+        high = low + 1 if low < len(marks) else blocks  # no mark says where those beyond the last one are
+        found += _search(log, kinds, columns, part, low, high)
     operations = joined([operations for operations, _ in found], columns)
     return operations, np.concatenate([np.empty(0, np.int64), *(kept for _, kept in found)])
 

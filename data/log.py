@@ -11,14 +11,14 @@ import numpy.typing as npt
 
 from hil.data.column_reader import BLOCK, ColumnReader, TableReader, data_errors
 from hil.data.columns import Field, Values
-from hil.data.schema import OPERATIONS, READINGS, SHAPES, STREAMS
+from hil.data.schema import MARKS, OPERATION_CHUNK, OPERATIONS, READINGS, SHAPES, STREAMS
 from hil.protocols.errors import DataError, InputError
 from hil.protocols.messages import Operation, PulseShape
 
 Index = npt.NDArray[np.int64]
 
-ROWS = 2**15
-"""Rows of operations that are read at a time; as many as a chunk has."""
+ROWS = OPERATION_CHUNK
+"""Rows of operations that are read at a time; as many as a chunk has, and as lie between two marks."""
 
 
 class Log:
@@ -74,6 +74,16 @@ class Log:
         rows = self.rows("readings", READINGS)
         with data_errors(str(self.path), "readings"):
             return {(kind, gain): (unit.decode(), scale, zero) for kind, gain, unit, scale, zero in rows}
+
+    def marks(self, prefix: str) -> Index:
+        """Length of the stream of cells read or programmed after each ROWS operations; none in older files."""
+        if "marks" not in self._file:
+            return np.empty(0, np.int64)
+        table = self.table("marks", MARKS)
+        marks: Index = table[prefix][: min(table.rows, self.operations.rows // ROWS)]
+        if (np.diff(marks, prepend=0) < 0).any():
+            raise DataError(f"{self.path}: marks do not ascend: the file is damaged")
+        return marks
 
     def take(self, column: str, rows: Index) -> Values:
         """A column of the operations at ascending rows, which may repeat."""

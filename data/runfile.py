@@ -28,8 +28,10 @@ from hil.data.groups import utc_now, write_array, write_block, write_start, writ
 from hil.data.journal import JournaledFile
 from hil.data.schema import (
     FORMAT,
+    MARKS,
     MESSAGES,
     NONE,
+    OPERATION_CHUNK,
     OPERATIONS,
     READINGS,
     SHAPES,
@@ -59,9 +61,8 @@ CHECKPOINT_S = 60.0
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 """What every HDF5 file begins with."""
 
-OPERATION_CHUNK = 2**15
 SMALL_CHUNK = 2**8
-"""Rows per chunk of the operations and of small tables."""
+"""Rows per chunk of small tables."""
 
 
 class RunWriter:
@@ -95,6 +96,9 @@ class RunWriter:
             self._metric_types = {name: group["values"].dtype.str for name, group in file["metrics"].items()}
             self._metrics = Table(file["metrics"], [Field(*item, "", "") for item in self._metric_types.items()], 1)
         self._operations = Table(file.require_group("operations"), OPERATIONS, OPERATION_CHUNK)
+        self._marks = Table(file.require_group("marks"), MARKS, SMALL_CHUNK)
+        # Never 0 where an older program went on without marks: a row that is missing cannot be made up for.
+        self._until_mark = (len(self._marks) + 1) * OPERATION_CHUNK - len(self._operations)
         self.flush()
         self._shapes = {PulseShape(*row): number for number, row in enumerate(_rows(file["shapes"], SHAPES))}
         self._readings = {(kind, gain): tuple(rest) for kind, gain, *rest in _rows(file["readings"], READINGS)}
@@ -193,8 +197,15 @@ class RunWriter:
             op_id, kind, status, time_ns, now, region, gain, shape, polarity,
             count, done, saturated, offset, output_offset, scale_offset,
         )  # fmt: skip
+        self._until_mark -= 1
+        if not self._until_mark:
+            self._mark()
         if not 0 <= now - self._flushed_ns < FLUSH_NS or self._journal.pending > PENDING:  # clocks may be set back
             self.flush()
+
+    def _mark(self) -> None:
+        self._marks.append(len(self.streams["read/row"]), len(self.streams["program/row"]))
+        self._until_mark = OPERATION_CHUNK
 
     @property
     def operations(self) -> int:
@@ -314,14 +325,17 @@ class RunWriter:
     def _columns(self) -> Iterator[Column]:
         """All columns."""
         yield from self.streams.values()
-        for table in (self._shape_table, self._reading_table, self._messages, self._metrics, self._operations):
-            if table is not None:
-                yield from table.columns
+        for table in self._tables():
+            yield from table.columns
 
     def _sort_rows(self) -> None:
-        for table in (self._shape_table, self._reading_table, self._messages, self._metrics, self._operations):
-            if table is not None:
-                table.sort()
+        for table in self._tables():
+            table.sort()
+
+    def _tables(self) -> Iterator[Table]:
+        yield from (self._shape_table, self._reading_table, self._messages, self._operations, self._marks)
+        if self._metrics is not None:
+            yield self._metrics
 
     def _begin_session(self, session: Mapping[str, Any]) -> None:
         stop = self._file.get("stop", {})

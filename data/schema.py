@@ -7,7 +7,10 @@ from hil.data.columns import Field
 from hil.protocols.messages import Capabilities, Identity
 
 FORMAT = "hil-run"
-FORMAT_VERSION = "1.1"
+FORMAT_VERSION = "1.2"
+OPERATION_CHUNK = 2**15
+"""Rows per chunk of the operations, and from one row of the marks to the next."""
+
 NONE = -1
 """Stands for no region, gain or pulse shape, and for the operation id and time that a failed tester did not tell."""
 
@@ -32,23 +35,28 @@ OPERATIONS = (
 STREAMS = {
     field.name: field
     for field in (
-        Field("read/array", "<u2", "", "array of each cell read"),
-        Field("read/row", "<u2", "", "word line of each cell read"),
-        Field("read/column", "<u2", "", "bit line of each cell read"),
+        Field("read/array", "<u2", "", "array of each cell read", "lz4"),
+        Field("read/row", "<u2", "", "word line of each cell read", "lz4"),
+        Field("read/column", "<u2", "", "bit line of each cell read", "lz4"),
         Field("read/codes", "", "", "conductance code of each cell read; see readings; dtype as the tester gives it"),
         Field("mvm/inputs", "", "", "DAC codes, vector after vector; int8, or int16 for more than 8 bits"),
         Field("mvm/scales", "<f4", "", "what one DAC code stands for on the host, one per vector"),
         Field("mvm/outputs", "", "", "ADC codes, vector after vector; see readings; dtype as the tester gives it"),
         Field("mvm/digest", "<u4", "", "in a digest: CRC-32 of the inputs, scales and outputs of one operation"),
-        Field("program/array", "<u2", "", "array of each cell pulsed"),
-        Field("program/row", "<u2", "", "word line of each cell pulsed"),
-        Field("program/column", "<u2", "", "bit line of each cell pulsed"),
-        Field("program/counts", "<u2", "", "pulses on each cell pulsed"),
+        Field("program/array", "<u2", "", "array of each cell pulsed", "lz4"),
+        Field("program/row", "<u2", "", "word line of each cell pulsed", "lz4"),
+        Field("program/column", "<u2", "", "bit line of each cell pulsed", "lz4"),
+        Field("program/counts", "<u2", "", "pulses on each cell pulsed", "lz4"),
         Field("update/trains", "u1", "", "bits of the word lines, slot after slot, then those of the bit lines"),
         Field("wait/seconds", "<f8", "s", "device time that was let pass"),
         Field("messages/text", "u1", "", "UTF-8 text of all messages, one after the other"),
     )
 }
+
+MARKS = (
+    Field("read", "<i8", "", "length of read/row when another 2^15 operations were logged"),
+    Field("program", "<i8", "", "length of program/row when another 2^15 operations were logged"),
+)
 
 SHAPES = (
     Field("amplitude", "<f8", "A or V", "amplitude of the pulse; the unit is that of the pulse source"),

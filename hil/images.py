@@ -82,7 +82,8 @@ def _as_codes(values: Values) -> Values:
     """Bytes instead of grey levels, a tenth of their size after compression, where that loses nothing."""
     if values.dtype != np.float32:
         return values
-    codes = np.rint(values * PEAK).astype(np.uint8)
+    with np.errstate(invalid="ignore"):  # what is no number is not equal below
+        codes = np.rint(values * PEAK).astype(np.uint8)
     return codes if np.array_equal(scale(codes, PEAK), values) else values
 
 

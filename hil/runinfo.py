@@ -4,6 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from hil.data.column_reader import data_errors
 from hil.data.run import Run
 from hil.data.status import being_written, read_status
 
@@ -15,7 +16,7 @@ def describe(path: Path) -> dict[str, Any]:
     """
     if being_written(path):
         return {"run": str(path), "state": "running"} | read_status(path) | {"metrics": [], "messages": []}
-    with Run.open(path) as run:
+    with Run.open(path) as run, data_errors(str(path), "the summary"):
         config, metrics = run.config, run.metrics
         rows = [
             dict(zip(metrics, row, strict=True))

@@ -1,145 +1,218 @@
 """Measure what it takes to open a large run file and to ask for the history of one device.
 
 The file is made up, in the proportions of a run of mnist-mlp: for each image two products forward, one backward, a SET
-of six devices and a wait; for each hundred images two refresh checks; a survey of all devices after every 60,000. It
-is read in a fresh process (its pages are mostly in memory then: it was just written), and removed.
+of six devices and a wait; for each fifty images a read of 700 devices and a RESET of ten; a survey of all devices after
+every 60,000. To be quick, the operations of a thousand images are logged at once, and the codes of products, which
+nothing here reads, are copies of a few compressed chunks. The file is read in a fresh process (its pages are mostly in
+memory then: it was just written), and removed.
 """
 
 import argparse
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
+import h5py
 import numpy as np
 import numpy.typing as npt
 
 from hil.bench import open_tester
 from hil.data.run import Run
 from hil.data.runfile import RunWriter
-from hil.data.schema import NONE, Start
-from hil.protocols.messages import Block, Operation, Readings, Receipt, Region, Status
+from hil.data.schema import NONE, OPERATION_CHUNK, OPERATIONS, Start
+from hil.protocols.messages import Block, Operation, PulseShape, Readings, Region
 
 INPUTS, HIDDEN, CLASSES = 785, 250, 10
 DEVICES = 2 * (INPUTS * HIDDEN + (HIDDEN + 1) * CLASSES)
+LINES = 512  # word lines of an array
 IMAGES = 1000  # logged together
 SET_DEVICES, CHECKED, RESET_DEVICES = 6, 700, 10  # by operation
 CHECK_EVERY, SURVEY_EVERY = 50, 60_000  # images
-REPETITIONS = 5
-Cells = npt.NDArray[np.int64]
+CODES = {"mvm/inputs": INPUTS + HIDDEN + 1 + CLASSES, "mvm/outputs": 2 * HIDDEN + CLASSES + HIDDEN + 1}  # of an image
+READ, SET, RESET, WAIT = Operation.READ, Operation.SET, Operation.RESET, Operation.WAIT
+FORWARD, BACKWARD = Operation.MVM_FORWARD, Operation.MVM_BACKWARD
+REPETITIONS = 7
+Index = npt.NDArray[np.int64]
+
+IMAGE = [(FORWARD, 0, INPUTS, 2 * HIDDEN), (FORWARD, 1, HIDDEN + 1, CLASSES), (BACKWARD, 1, CLASSES, HIDDEN + 1)]
+"""Kind, region (or `NONE`), elements asked for and answered of the operations of an image."""
+IMAGE += [(SET, NONE, SET_DEVICES, 0)]
+CHECK = [(READ, NONE, CHECKED, CHECKED), (RESET, NONE, RESET_DEVICES, 0)]
+SURVEY = [(READ, NONE, DEVICES, DEVICES)]
+ALL_IMAGES = [(*IMAGE, *(() if k % CHECK_EVERY else CHECK), (WAIT, NONE, 1, 0)) for k in range(IMAGES)]
+
+
+class BulkWriter(RunWriter):
+    """Logs many operations at once."""
+
+    def log(self, columns: dict[str, Any]) -> None:
+        """Operations that lie one after the other in their streams, which end with them; other columns are 0."""
+        kind, offset = columns["kind"], columns["offset"]
+        here = OPERATION_CHUNK - len(self._operations.columns[0]) % OPERATION_CHUNK
+        if len(kind) >= here:
+            later = [offset[here:][np.isin(kind[here:], kinds)] for kinds in ((READ,), (SET, RESET))]
+            ends = (len(self.streams["read/row"]), len(self.streams["program/row"]))
+            self._marks.append(*(int(part[0]) if len(part) else end for part, end in zip(later, ends, strict=True)))
+        for field, column in zip(OPERATIONS, self._operations.columns, strict=True):
+            column.append(np.asarray(columns.get(field.name, np.zeros(len(kind)))).astype(field.dtype))
+        self.flush()
 
 
 class MadeUpRun:
-    """Logs what a recording logs; payload of many images goes to the streams at once, and repeats but for the cells."""
+    """Logs what a recording logs."""
 
     def __init__(self, path: Path) -> None:
         tester = open_tester("twin:pcm-analog")
-        self.chip = tester.capabilities()
-        self.writer = RunWriter.create(path, Start({}, "", (), 1, {}, {}, None, {}, tester.identify(), self.chip))
+        chip = tester.capabilities()
+        self.writer = BulkWriter.create(path, Start({}, "", (), 1, {}, {}, None, {}, tester.identify(), chip))
         self.rng = rng = np.random.default_rng(1)
-        pixels = rng.integers(1, 128, (IMAGES, INPUTS)) * (rng.random((IMAGES, INPUTS)) < 0.19)
-        codes = np.clip(rng.normal(0, 30, (IMAGES, INPUTS + 2 * CLASSES)), -127, 127).astype(np.int8)
-        self.inputs = np.hstack([pixels.astype(np.int8), codes[:, : HIDDEN + 1 + CLASSES]])
-        self.outputs = codes[:, : 2 * HIDDEN + CLASSES + HIDDEN + 1]
-        self.ids = 0
-        lines = np.arange(self.chip.rows, dtype=np.uint16)
-        rest = lines[: INPUTS - self.chip.rows]
-        one = Block(0, lines, lines[:HIDDEN], None, 0, 0), Block(1, rest, lines[:HIDDEN], None, len(lines), 0)
+        lines = np.arange(LINES, dtype=np.uint16)
+        rest = lines[: INPUTS - LINES]
+        one = Block(0, lines, lines[:HIDDEN], None, 0, 0), Block(1, rest, lines[:HIDDEN], None, LINES, 0)
         two = (Block(1, lines[: HIDDEN + 1], lines[:CLASSES], None, 0, 0),)
         for handle, blocks in enumerate((one, two)):
             self.writer.region(Region(handle, blocks))
-        for kind in (Operation.MVM_FORWARD, Operation.MVM_BACKWARD):
-            self.writer.check_readings(kind, 0, Readings(0, 0, codes, "A", 1e-8, 0, 0))
-        self.writer.check_readings(Operation.READ, NONE, Readings(0, 0, codes, "S", 1e-7, 10, 0))
+        pixels = rng.integers(1, 128, (IMAGES, INPUTS)) * (rng.random((IMAGES, INPUTS)) < 0.19)
+        codes = np.clip(rng.normal(0, 30, (IMAGES, HIDDEN + 1 + CLASSES + CODES["mvm/outputs"])), -127, 127)
+        for kind in (FORWARD, BACKWARD):
+            self.writer.check_readings(kind, 0, Readings(0, 0, codes.astype(np.int8), "A", 1e-8, 0, 0))
+        self.writer.check_readings(READ, NONE, Readings(0, 0, codes.astype(np.uint8), "S", 1e-7, 10, 0))
+        self.writer.shape(PulseShape(90e-6, 50e-9))
+        inputs = np.hstack([pixels, codes[:, : HIDDEN + 1 + CLASSES]]).astype(np.int8)
+        self.writer.streams["mvm/inputs"].append(inputs)
+        self.writer.streams["mvm/outputs"].append(codes[:, HIDDEN + 1 + CLASSES :].astype(np.int8))
+        self.images = self.operations = 0
 
-    def images(self, first: int) -> None:
+    def more(self) -> None:
         """The operations of IMAGES images."""
-        streams = self.writer.streams
-        inputs, outputs = streams["mvm/inputs"].append(self.inputs), streams["mvm/outputs"].append(self.outputs)
-        scales = streams["mvm/scales"].append(np.ones(3 * IMAGES, np.float32))
-        wait = streams["wait/seconds"].append(np.full(IMAGES, 0.4))
+        rows = [row for image in ALL_IMAGES for row in image]
         checks = IMAGES // CHECK_EVERY
-        pulsed = self.pulse(self.some(IMAGES * SET_DEVICES + checks * RESET_DEVICES))
-        read, codes = self.read(np.sort(self.some(checks * CHECKED).reshape(checks, CHECKED)).ravel())
-        for image in range(IMAGES):
-            at = inputs + image * self.inputs.shape[1], outputs + image * self.outputs.shape[1], scales + 3 * image
-            self.products(*at)
-            self.log(Operation.SET, SET_DEVICES, pulsed, shape=0)
-            pulsed += SET_DEVICES
-            if image % CHECK_EVERY == 0:
-                self.log(Operation.READ, CHECKED, read, output_offset=codes)
-                self.log(Operation.RESET, RESET_DEVICES, pulsed, shape=0)
-                read, codes, pulsed = read + CHECKED, codes + CHECKED, pulsed + RESET_DEVICES
-            self.log(Operation.WAIT, 1, wait + image)
-        if first % SURVEY_EVERY == 0:
-            read, codes = self.read(np.arange(DEVICES))
-            self.log(Operation.READ, DEVICES, read, output_offset=codes)
+        read = np.sort(self.some(checks * CHECKED).reshape(checks, CHECKED)).ravel()
+        if self.images % SURVEY_EVERY == 0:
+            rows, read = rows + SURVEY, np.concatenate([read, np.arange(DEVICES)])
+        kind, region, size, answered = np.array(rows).T
+        columns = self.columns(kind, region, size, answered)
+        streams = self.writer.streams
+        self.cells("read", read)
+        streams["read/codes"].append(self.rng.integers(0, 255, len(read), dtype=np.uint8))
+        pulsed = self.some(int(size[np.isin(kind, (SET, RESET))].sum()))
+        self.cells("program", pulsed)
+        streams["program/counts"].append(np.ones(len(pulsed), np.uint16))
+        streams["mvm/scales"].append(np.ones(3 * IMAGES, np.float32))
+        streams["wait/seconds"].append(np.full(IMAGES, 0.4))
+        self.writer.log(columns)
+        self.images += IMAGES
+        self.operations += len(rows)
 
-    def products(self, inputs: int, outputs: int, scales: int) -> None:
-        """Two layers forward, the second one backward."""
-        forward, backward = Operation.MVM_FORWARD, Operation.MVM_BACKWARD
-        self.log(forward, 1, inputs, region=0, gain=0, output_offset=outputs, scale_offset=scales)
-        inputs, outputs = inputs + INPUTS, outputs + 2 * HIDDEN
-        self.log(forward, 1, inputs, region=1, gain=0, output_offset=outputs, scale_offset=scales + 1)
-        inputs, outputs = inputs + HIDDEN + 1, outputs + CLASSES
-        self.log(backward, 1, inputs, region=1, gain=0, output_offset=outputs, scale_offset=scales + 2)
+    def columns(self, kind: Index, region: Index, size: Index, answered: Index) -> dict[str, Any]:
+        """The table of these operations."""
+        is_product = np.isin(kind, (FORWARD, BACKWARD))
+        offset, output, scale = (np.zeros(len(kind), np.int64) for _ in range(3))
+        lengths = {name: len(column) for name, column in self.writer.streams.items()}
+        lengths |= {name: codes * self.images for name, codes in CODES.items()}
+        for name, kinds in {
+            "mvm/inputs": (FORWARD, BACKWARD),
+            "read/row": (READ,),
+            "program/row": (SET, RESET),
+        }.items():
+            offset += _places(np.isin(kind, kinds), size, lengths[name])
+        offset += _places(kind == WAIT, size, lengths["wait/seconds"])
+        output += _places(is_product, answered, lengths["mvm/outputs"])
+        output += _places(kind == READ, answered, lengths["read/codes"])
+        scale += _places(is_product, np.ones_like(size), lengths["mvm/scales"])
+        count = np.where(is_product, 1, size)
+        op_id = self.operations + 1 + np.arange(len(kind))
+        given = {"op_id": op_id, "kind": kind, "device_time_ns": op_id * 80_000_000, "host_time_ns": op_id * 900_000}
+        places = {"offset": offset, "output_offset": output, "scale_offset": scale}
+        gain, shape = np.where(is_product, 0, NONE), np.where(np.isin(kind, (SET, RESET)), 0, NONE)
+        return given | places | {"region": region, "gain": gain, "shape": shape, "count": count, "done": count}
 
-    def pulse(self, devices: Cells) -> int:
-        self.writer.streams["program/counts"].append(np.ones(len(devices), np.uint16))
-        return self.cells("program", devices)
-
-    def read(self, devices: Cells) -> tuple[int, int]:
-        codes = self.rng.integers(0, 255, len(devices), dtype=np.uint8)
-        return self.cells("read", devices), self.writer.streams["read/codes"].append(codes)
-
-    def some(self, devices: int) -> Cells:
+    def some(self, devices: int) -> Index:
         """Devices; some come much more often than others."""
         return (self.rng.random(devices) ** 3 * DEVICES).astype(np.int64)
 
-    def cells(self, prefix: str, devices: Cells) -> int:
+    def cells(self, prefix: str, devices: Index) -> None:
         """Append their places on the chip."""
-        line, column = np.divmod(devices, self.chip.columns)
-        array, row = np.divmod(line, self.chip.rows)
-        streams = self.writer.streams
-        for name, values in (("array", array), ("row", row), ("column", column)):
-            offset = streams[f"{prefix}/{name}"].append(values.astype(np.uint16))
-        return offset
-
-    def log(self, kind: Operation, count: int, offset: int, **columns: int) -> None:
-        self.ids += 1
-        receipt = Receipt(self.ids, self.ids * 80_000_000, Status.COMPLETE, count)
-        self.writer.operation(kind, count, offset, receipt, count, **columns)
+        for name, values in zip(("array", "row", "column"), place(devices), strict=True):
+            self.writer.streams[f"{prefix}/{name}"].append(values.astype(np.uint16))
 
 
-def make(path: Path, size: int) -> int:
+def _places(mine: npt.NDArray[np.bool_], sizes: Index, start: int) -> Index:
+    """Where the elements of some operations begin in a stream; 0 for the others."""
+    sizes = np.where(mine, sizes, 0)
+    return np.where(mine, start + np.cumsum(sizes) - sizes, 0)
+
+
+def place(device: Any) -> tuple[Any, Any, Any]:
+    """Array, word line and bit line of devices."""
+    line, column = np.divmod(device, 2 * HIDDEN)
+    return line // LINES, line % LINES, column
+
+
+def make(path: Path, size: float) -> int:
     """Write a run file of `size` bytes; returns its images."""
     run = MadeUpRun(path)
-    images = 0
-    while path.stat().st_size < size:
-        run.images(images)
-        images += IMAGES
+    run.more()
+    stored = {name: run.writer.view()[f"{name}/values"] for name in CODES}
+    products = sum(codes * stored[name].id.get_storage_size() / len(stored[name]) for name, codes in CODES.items())
+    while path.stat().st_size + products * run.images < size:
+        run.more()
     run.writer.close("completed", {})
-    return images
+    with h5py.File(path, "r+", rdcc_nbytes=0) as file:
+        for name, codes in CODES.items():
+            fill(file[name], codes * run.images)
+    return run.images
+
+
+def fill(column: Any, length: int) -> None:
+    """Make a column this long by copies of its first chunk, as it is stored."""
+    values = column["values"]
+    _, chunk = values.id.read_direct_chunk((0,))
+    first = len(values) // values.chunks[0] * values.chunks[0]
+    values.resize((length,))
+    for start in range(first, length, values.chunks[0]):
+        values.id.write_direct_chunk((start,), chunk)
+    column["tail_range"][:] = length
 
 
 def ask(path: Path) -> None:
-    """What is measured, with the time and memory that it took."""
+    """What is measured, with the time and memory that it took: of the last device, which is used most, and others."""
+    seconds = []
     for device in [*np.random.default_rng(2).integers(0, DEVICES, REPETITIONS).tolist(), 0]:
-        began = time.perf_counter()
+        began, cpu = time.perf_counter(), time.process_time()
         with Run.open(path) as run:
             opened = time.perf_counter()
-            row, column = divmod(device, run.capabilities.columns) if run.capabilities else (0, 0)
-            pulses = run.pulses(0, row, column)
+            pulses = run.pulses(*place(device))
             pulsed = time.perf_counter()
-            readings = run.readings(0, row, column)
-            read = time.perf_counter()
+            readings = run.readings(*place(device))
+        seconds.append(time.perf_counter() - began)
         print(
-            f"device {device}: {read - began:.2f} s (open {opened - began:.3f}, {len(pulses.count)} operations "
-            f"{pulsed - opened:.2f}, {len(readings.value)} readings {read - pulsed:.2f})"
+            f"device {device}: {seconds[-1]:.2f} s, CPU {time.process_time() - cpu:.2f} s (open {opened - began:.3f}, "
+            f"pulses {pulsed - opened:.2f}; {len(pulses.count)} operations, {len(readings.value)} readings)"
         )
-    print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    size = path.stat().st_size / 1e9
+    middle = statistics.median(seconds[:-1])
+    print(f"one device's history out of a {size:.3g} GB file: {middle:.2f} s, {memory:.0f} MB")
+
+
+def measure(size_gb: float, folder: Path | None) -> str:
+    """What `ask` says of a new file in a temporary folder there, from a process of its own."""
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        path = Path(name) / "run.h5"
+        make(path, size_gb * 1e9)
+        command = [sys.executable, __file__, "--ask", str(path)]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def report_history(size_gb: float, folder: Path) -> None:
+    """Print how long it takes to get a device's history, the median of some devices, and the peak memory."""
+    print(measure(size_gb, folder).splitlines()[-1])
 
 
 def main() -> None:
@@ -149,13 +222,9 @@ def main() -> None:
     parser.add_argument("--ask", type=Path, help="only read this file, of an earlier run")
     options = parser.parse_args()
     if options.ask:
-        return ask(options.ask)
-    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        path = Path(folder) / "run.h5"
-        began = time.perf_counter()
-        images = make(path, int(options.size_gb * 1e9))
-        print(f"{path.stat().st_size / 1e9:.2f} GB, {images} images, written in {time.perf_counter() - began:.0f} s")
-        subprocess.run([sys.executable, __file__, "--ask", str(path)], check=True)
+        ask(options.ask)
+    else:
+        print(measure(options.size_gb, options.folder), end="")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """A commit takes effect all at once, wherever its process is killed or the power fails."""
 
 import os
-import random
 import shutil
 import subprocess
 import sys
@@ -117,7 +116,7 @@ def test_a_kill_at_any_moment_leaves_one_commit_or_the_next(tmp_path: Path, disk
 def test_the_loss_of_power_at_any_moment_leaves_a_commit_of_a_durable_file(tmp_path: Path, disk: Disk) -> None:
     """Until it is synced, any part of what was written may be there or not."""
     write_columns(tmp_path / "run.h5", disk, durable=True)
-    copy, chance = tmp_path / "copy.h5", random.Random(1)
+    copy, chance = tmp_path / "copy.h5", np.random.default_rng(1)
     synced: list[Change] = []
     loose: list[Change] = []
     for number, change in enumerate(list(disk.changes)):  # recovery adds its own
@@ -150,16 +149,16 @@ def test_nothing_is_written_before_the_commit(tmp_path: Path) -> None:
 
 
 def test_it_reads_what_was_written_like_a_file(tmp_path: Path) -> None:
-    chance = random.Random(1)
+    chance = np.random.default_rng(1)
     with (tmp_path / "plain").open("w+b") as plain:
         journal = JournaledFile(tmp_path / "journaled", True)
         for number in range(300):
-            offset, size = chance.randrange(60_000), chance.randrange(9_000)
+            offset, size = int(chance.integers(60_000)), int(chance.integers(9_000))
             for file in (plain, journal):
                 file.seek(offset)
                 file.write(bytes([number % 256]) * size)
-                file.seek(chance.choice([offset]))
-            offset = chance.randrange(60_000)
+                file.seek(offset)
+            offset = int(chance.integers(60_000))
             assert plain.seek(offset) == journal.seek(offset)
             assert plain.read(5_000) == journal.read(5_000)
             if number % 20 == 0:

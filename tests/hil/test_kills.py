@@ -1,7 +1,6 @@
 """Real processes, killed at random moments: what was flushed is there with its values, and the run goes on."""
 
 import json
-import random
 import signal
 import subprocess
 import sys
@@ -72,12 +71,12 @@ def assert_prefix(path: Path, whole: Path, told: int, log_of: LogOf) -> None:
 
 
 def kill_often(count: int, whole: Path, folder: Path, log_of: LogOf, flush_ns: int) -> None:
-    chance, plain, cut = random.Random(count), 0, 0
+    chance, plain, cut = np.random.default_rng(count), 0, 0
     with Run.open(whole) as run:
         total = run.operations.rows
     for number in range(count):
         copy = folder / f"{number}.h5"
-        told = killed(copy, chance.randrange(1, total * 9 // 10), chance.uniform(0, 0.05), flush_ns)
+        told = killed(copy, int(chance.integers(1, total * 9 // 10)), chance.uniform(0, 0.05), flush_ns)
         try:
             h5py.File(copy, "r").close()
             plain += 1

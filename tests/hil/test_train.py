@@ -91,7 +91,7 @@ class TestResult:
             high = run.operation(1).answer.values() > 5e-6  # type: ignore[union-attr]
             cells = run.operation(1).request
             stuck = set(zip(cells.array[high], cells.row[high], cells.column[high], strict=True))  # type: ignore[union-attr]
-            placed = {cell for name in run.snapshots for cell in placed_cells(run.snapshot(name).arrays)}
+            placed = {cell for name in run.layers for cell in placed_cells(run.snapshot(name).arrays)}
         assert len(stuck) > 500
         assert len(placed) == result.devices
         assert not placed & stuck
@@ -158,10 +158,11 @@ class TestRunFile:
 
     def test_each_layer_has_chi_and_the_place_of_its_devices(self, made: Any) -> None:
         with Run.open(made.path) as run:
-            assert run.snapshots == ("layer1", "layer2")
-            snapshots = [run.snapshot(name).arrays for name in run.snapshots]
-        assert [snapshot["chi"].shape for snapshot in snapshots] == [(65, 64), (65, 10)]
-        assert all((np.abs(snapshot["chi"]) < 0.0961).all() and snapshot["chi"].any() for snapshot in snapshots)
+            assert run.layers == ("layer1", "layer2")
+            snapshots = [run.snapshot(name).arrays for name in run.layers]
+            chi = [run.snapshot("final").arrays[f"{name}_chi"] for name in run.layers]
+        assert [values.shape for values in chi] == [(65, 64), (65, 10)]
+        assert all((np.abs(values) < 0.0961).all() and values.any() for values in chi)
         cells = [cell for snapshot in snapshots for cell in placed_cells(snapshot)]
         assert len(set(cells)) == len(cells) == made.result.devices
 
@@ -198,7 +199,7 @@ class TestSeeds:
         """The result but for its times and name, and chi."""
         result = vars(train(job, observer)) | {"run": "", "images_per_second": 0.0}
         with Run.open(job.out) as run:
-            return result, [run.snapshot(name).arrays["chi"] for name in run.snapshots]
+            return result, list(run.snapshot("final").arrays.values())
 
     @pytest.mark.parametrize("chip", ["twin:pcm-analog?rows=80&columns=256", SMALL_90NM])
     def test_the_same_seed_gives_the_same_run_to_the_last_code(
@@ -317,7 +318,7 @@ class TestFailures:
         images = data.train_images.copy()
         images[5, 7] = np.nan
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("hil.train.load", lambda name, folder: replace(data, train_images=images))
+            patch.setattr("hil.images.load", lambda name, folder: replace(data, train_images=images))
             train(job, observer)
 
     @pytest.mark.parametrize(
