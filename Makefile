@@ -18,6 +18,7 @@ DATA_OPTION := $(if $(DATA_DIR),--data-dir="$(DATA_DIR)")
 demo: install
 	$(BIN)/hil train digits --out runs/demo.h5 --overwrite
 	$(BIN)/hil info runs/demo.h5
+	$(BIN)/hil report runs/demo.h5
 
 test: lint types
 	$(BIN)/pytest $(DATA_OPTION)

@@ -206,6 +206,17 @@ class Column:
             self._range[:] = (start, stop)
         self._flushed = (start, stop)
 
+    def cut(self, length: int) -> None:
+        """Forget the elements from position `length` on."""
+        if length < self._start:
+            with writing(self._path):
+                self._start = length // len(self._tail) * len(self._tail)
+                self._buffer = bytearray(self._values[self._start : length].tobytes())
+                self._values.resize((self._start,))
+        else:
+            del self._buffer[(length - self._start) * self._size :]
+        self._flushed = (-1, -1)
+
     def _settle_chunks(self) -> None:
         while len(self._buffer) >= self._chunk:
             self._settle(self._chunk)
@@ -246,6 +257,13 @@ class Table:
         self._rows += self._pack(*row)
         if len(self._rows) >= ROW_BUFFER:
             self.sort()
+
+    def cut(self, rows: int) -> None:
+        """Forget the rows from `rows` on."""
+        self.sort()
+        for column in self.columns:
+            column.cut(rows)
+        self._first = rows
 
     def sort(self) -> None:
         """Hand the buffered rows to the columns. May be repeated after it failed or was interrupted."""

@@ -117,7 +117,7 @@ class JournaledFile:
         buffer[: len(data)] = data
         return len(data)
 
-    def write(self, data: memoryview) -> int:
+    def write(self, data: bytes | memoryview) -> int:
         """As of a file, but kept in memory."""
         view = memoryview(data).cast("B")
         start = self._position
@@ -145,7 +145,7 @@ class JournaledFile:
             return self._pages[number]
         return os.pread(self._handle, max(min(PAGE, self._end - number * PAGE), 0), number * PAGE).ljust(PAGE, b"\0")
 
-    def _new_pages(self, first: int) -> Iterator[bytes | bytearray]:
+    def _new_pages(self, first: int) -> Iterator[memoryview]:
         """What lies from a page on, to the end of the file; what nobody wrote is written too, so that no room lacks."""
         for number in range(first, -(-self._size // PAGE)):
             yield memoryview(self._pages.get(number, bytes(PAGE)))[: self._size - number * PAGE]

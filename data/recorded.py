@@ -1,13 +1,13 @@
 """Step through the operations that a run file holds, comparing each with what is asked now."""
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
 from hil.data.columns import Values
 from hil.data.run import Run
-from hil.data.schema import NONE, OPERATIONS
+from hil.data.schema import NONE
 from hil.protocols.errors import DataError, ReplayError
 from hil.protocols.messages import Operation
 
@@ -18,7 +18,8 @@ WINDOW = 2**20
 """Elements of a stream that are loaded at once."""
 
 
-class Row(NamedTuple):
+@dataclass(slots=True)
+class Row:
     """One row of the operations; see `data/README.md`."""
 
     op_id: int
@@ -36,6 +37,9 @@ class Row(NamedTuple):
     offset: int
     output_offset: int
     scale_offset: int
+
+
+COLUMNS = [column.name for column in fields(Row)]
 
 
 class Stream:
@@ -65,10 +69,9 @@ class Stream:
 class Recorded:
     """A position in a run's operations."""
 
-    def __init__(self, run: Run, names: Sequence[str] = tuple(field.name for field in OPERATIONS)) -> None:
-        """At the first operation. `names` are the columns, in the order of `Row`."""
+    def __init__(self, run: Run) -> None:
+        """At the first operation."""
         self._run = run
-        self._names = names
         self.length = run.operations.rows
         self.next = 0
         """Index of the next operation; may be set."""
@@ -84,7 +87,7 @@ class Recorded:
         if self.next >= self.length:
             return None
         self._first, stop = self.next, min(self.next + ROWS, self.length)
-        columns = [self._run.operations[name][self._first : stop].tolist() for name in self._names]
+        columns = [self._run.operations[name][self._first : stop].tolist() for name in COLUMNS]
         self._rows = [Row(*values) for values in zip(*columns, strict=True)]
         return self._rows[0]
 

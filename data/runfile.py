@@ -289,7 +289,7 @@ class RunWriter:
                 del group[older]  # its room is taken by the new one, and both changes are committed together
             new = group.create_group(str(number))
             rows = {"operations": self.operations, "metrics": self.rows("metrics"), "messages": self.rows("messages")}
-            write_text(new, "state", json.dumps(state | {"rows": rows}), "state of the run (JSON)")
+            write_text(new, "state", json.dumps({**state, "rows": rows}), "state of the run (JSON)")
             for key, values in arrays.items():
                 write_array(new, key, values, "", f"{key} of the state")
             self._checkpoint_at = time.monotonic() + CHECKPOINT_S

@@ -65,8 +65,8 @@ def kept(run: Run, settings: Settings, data_dir: Path | None) -> DataSet:
     """
     stored = run.snapshot(SNAPSHOT)
     if stored.arrays and data_dir is None:
-        parts = [_from_codes(part, stored.arrays[part]) for part in PARTS]
-        data = DataSet(str(stored.attrs["name"]), *parts, classes=int(stored.attrs["classes"]))
+        parts = {part: _from_codes(part, stored.arrays[part]) for part in PARTS}
+        data = DataSet(name=str(stored.attrs["name"]), classes=int(stored.attrs["classes"]), **parts)
         if checksum(data) != int(stored.attrs["crc"]):
             raise InputError(f"the images in {run.path} are damaged: say where {settings.data} is with --data-dir")
         return data
@@ -95,5 +95,5 @@ def checksum(data: DataSet) -> int:
     """CRC-32 of all images and labels."""
     crc = 0
     for part in PARTS:
-        crc = zlib.crc32(np.ascontiguousarray(getattr(data, part)).view(np.uint8), crc)
+        crc = zlib.crc32(np.ascontiguousarray(getattr(data, part)).data.cast("B"), crc)
     return crc

@@ -47,6 +47,7 @@ def resume(
         setup = Setup(job, data, first_weights(settings, data, raw.capabilities() if raw else None), raw)
     session = {"argv": argv, "versions": versions(), "host": host(), "git_commit": git_commit()}
     writer = ResumedWriter.reopen(path, session, durable)
+    writer.forget_failed(Run(path, writer.view()))
     view = Run(path, writer.view())
     retracing = _Retracing(writer, view, _usable(view.checkpoint, raw))
     return execute(setup, writer, retracing.wrap, observer, retracing.restorer())
@@ -122,7 +123,8 @@ def _check_chip(run: Run, path: Path) -> None:
         raise InputError(f"{path} holds chip {chip}, the run was made on {run.identity.chip}")
     ids = run.operations["op_id"][: run.operations.rows]
     known = ids[ids >= 0]
-    if len(known) and firmware.last_op_id not in (int(known[0]) - 1, int(known[-1])):
+    failed = len(ids) > len(known)  # the operation that failed took an id
+    if len(known) and firmware.last_op_id not in (int(known[0]) - 1, int(known[-1]) + failed):
         raise InputError(
             f"the chip in {path} was used since: its last operation is {firmware.last_op_id}, "
             f"the run's was {np.max(known)}"

@@ -11,6 +11,7 @@ import torch
 
 from hil.bench import connect, kept_chip
 from hil.config import Settings
+from hil.data.columns import Values
 from hil.data.datasets import DataSet
 from hil.data.recording import RecordingTester
 from hil.data.runfile import RunWriter
@@ -206,7 +207,7 @@ def _result(setup: Setup, training: Training, log: Log) -> Result:
 def _keep_layer(log: Log, name: str, layer: AnalogLinear) -> None:
     """Write down where the weights of a layer lie, so that conductances can be told from the log."""
     pairs = layer.weight.pairs
-    arrays = {}
+    arrays: dict[str, Values] = {}
     for side, cells in (("plus", pairs.placement.plus), ("minus", pairs.placement.minus)):
         arrays |= {f"{side}_array": cells.array, f"{side}_row": cells.row, f"{side}_column": cells.column}
     rows, columns = pairs.shape

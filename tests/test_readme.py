@@ -31,11 +31,27 @@ def test_the_notebook_example_learns(tmp_path: Path) -> None:
     assert float(done.stdout) > 0.8
 
 
-def test_the_quick_start_runs_as_it_stands(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def quick_start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which the quick start was followed."""
+    folder = tmp_path_factory.mktemp("quick-start")
     quick = [command for command in commands("Quick start") if "mnist" not in command]
-    assert len(quick) == 4
+    assert len(quick) == 6
     for command in quick:
-        run_hil(shlex.split(command)[1:], tmp_path)
+        run_hil(shlex.split(command)[1:], folder)
+    return folder
+
+
+def test_the_quick_start_runs_as_it_stands(quick_start: Path) -> None:
+    assert {path.name for path in (quick_start / "runs").iterdir()} == {"first.h5", "first.html", "baseline.h5"}
+
+
+def test_the_analysis_example_runs_on_what_the_quick_start_made(quick_start: Path) -> None:
+    code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[1]
+    done = subprocess.run([sys.executable, "-c", code], cwd=quick_start, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("completed 0.4 0.9")
+    assert "(" in done.stdout.splitlines()[-1]
 
 
 @pytest.mark.parametrize("command", [command for command in commands("Quick start") if "mnist" in command])

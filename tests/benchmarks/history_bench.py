@@ -30,7 +30,7 @@ from hil.protocols.messages import Block, Operation, PulseShape, Readings, Regio
 INPUTS, HIDDEN, CLASSES = 785, 250, 10
 DEVICES = 2 * (INPUTS * HIDDEN + (HIDDEN + 1) * CLASSES)
 LINES = 512  # word lines of an array
-IMAGES = 1000  # logged together
+IMAGES, FLUSH_EVERY = 1000, 20  # images that are logged together; so many of them are flushed together
 SET_DEVICES, CHECKED, RESET_DEVICES = 6, 700, 10  # by operation
 CHECK_EVERY, SURVEY_EVERY = 50, 60_000  # images
 CODES = {"mvm/inputs": INPUTS + HIDDEN + 1 + CLASSES, "mvm/outputs": 2 * HIDDEN + CLASSES + HIDDEN + 1}  # of an image
@@ -44,7 +44,9 @@ IMAGE = [(FORWARD, 0, INPUTS, 2 * HIDDEN), (FORWARD, 1, HIDDEN + 1, CLASSES), (B
 IMAGE += [(SET, NONE, SET_DEVICES, 0)]
 CHECK = [(READ, NONE, CHECKED, CHECKED), (RESET, NONE, RESET_DEVICES, 0)]
 SURVEY = [(READ, NONE, DEVICES, DEVICES)]
-ALL_IMAGES = [(*IMAGE, *(() if k % CHECK_EVERY else CHECK), (WAIT, NONE, 1, 0)) for k in range(IMAGES)]
+ROWS = np.array(
+    [row for k in range(IMAGES) for row in (*IMAGE, *([] if k % CHECK_EVERY else CHECK), (WAIT, NONE, 1, 0))]
+)
 
 
 class BulkWriter(RunWriter):
@@ -60,7 +62,6 @@ class BulkWriter(RunWriter):
             self._marks.append(*(int(part[0]) if len(part) else end for part, end in zip(later, ends, strict=True)))
         for field, column in zip(OPERATIONS, self._operations.columns, strict=True):
             column.append(np.asarray(columns.get(field.name, np.zeros(len(kind)))).astype(field.dtype))
-        self.flush()
 
 
 class MadeUpRun:
@@ -90,12 +91,12 @@ class MadeUpRun:
 
     def more(self) -> None:
         """The operations of IMAGES images."""
-        rows = [row for image in ALL_IMAGES for row in image]
         checks = IMAGES // CHECK_EVERY
         read = np.sort(self.some(checks * CHECKED).reshape(checks, CHECKED)).ravel()
+        rows = ROWS
         if self.images % SURVEY_EVERY == 0:
-            rows, read = rows + SURVEY, np.concatenate([read, np.arange(DEVICES)])
-        kind, region, size, answered = np.array(rows).T
+            rows, read = np.concatenate([ROWS, SURVEY]), np.concatenate([read, np.arange(DEVICES)])
+        kind, region, size, answered = rows.T
         columns = self.columns(kind, region, size, answered)
         streams = self.writer.streams
         self.cells("read", read)
@@ -158,10 +159,13 @@ def make(path: Path, size: float) -> int:
     """Write a run file of `size` bytes; returns its images."""
     run = MadeUpRun(path)
     run.more()
+    run.writer.flush()
     stored = {name: run.writer.view()[f"{name}/values"] for name in CODES}
     products = sum(codes * stored[name].id.get_storage_size() / len(stored[name]) for name, codes in CODES.items())
     while path.stat().st_size + products * run.images < size:
-        run.more()
+        for _ in range(FLUSH_EVERY):
+            run.more()
+        run.writer.flush()
     run.writer.close("completed", {})
     with h5py.File(path, "r+", rdcc_nbytes=0) as file:
         for name, codes in CODES.items():

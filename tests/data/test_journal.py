@@ -63,8 +63,8 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
         disk.changes.append(SYNC)
 
     monkeypatch.setattr(journal_module, "_write", write_pages)
-    monkeypatch.setattr(journal_module.os, "ftruncate", cut_off)
-    monkeypatch.setattr(journal_module.os, "fsync", wait)
+    monkeypatch.setattr("hil.data.journal.os.ftruncate", cut_off)
+    monkeypatch.setattr("hil.data.journal.os.fsync", wait)
     return disk
 
 
@@ -182,7 +182,7 @@ def test_a_commit_that_fails_leaves_the_last_one(tmp_path: Path, monkeypatch: py
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(journal_module.os, "pwrite", full)
+        patch.setattr("hil.data.journal.os.pwrite", full)
         with pytest.raises(OSError, match="No space"):
             journal.commit()
     assert path.read_bytes() == b"a" * 9000

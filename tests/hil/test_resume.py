@@ -1,5 +1,6 @@
 """A run that was cut anywhere and resumed is the run that was never cut."""
 
+import itertools
 import json
 import shutil
 import signal
@@ -17,8 +18,9 @@ from hil.data import runfile
 from hil.data.reference import HOST_METRICS
 from hil.data.run import Run
 from hil.mock_hw import physics
+from hil.mock_hw.array import Chip
 from hil.mock_hw.chipfile import load
-from hil.protocols.errors import InputError, ReplayError
+from hil.protocols.errors import InputError, ReplayError, TesterError
 from hil.resume import resume
 from hil.train import Job, train
 
@@ -87,7 +89,7 @@ def assert_same(path: Path, other: Path, log_of: LogOf) -> None:
         np.testing.assert_array_equal(log[name], values, err_msg=name)
 
 
-@pytest.fixture(params=CASES.values(), ids=CASES.keys())
+@pytest.fixture(params=list(CASES.values()), ids=list(CASES))
 def cut(request: pytest.FixtureRequest, often: None, make_job: MakeJob, tmp_path: Path) -> Any:
     """A finished run, and copies of its file from the time when it was going on."""
     job = make_job(**request.param)
@@ -202,6 +204,30 @@ def test_a_chip_that_was_used_since_is_refused(often: None, make_job: MakeJob, t
     with pytest.raises(InputError, match=r"chip in .*chip\.h5 was used since: its last operation is \d+"):
         resume(tmp_path / "run.h5", Silent())
     assert (tmp_path / "run.h5").read_bytes() == before
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), TesterError("it smokes")])
+@pytest.mark.parametrize("operation", ["program", "multiply", "read"])
+def test_an_operation_that_failed_is_done_again(
+    make_job: MakeJob, tmp_path: Path, log_of: LogOf, error: BaseException, operation: str
+) -> None:
+    whole, job = make_job(out=tmp_path / "whole.h5"), make_job()
+    train(whole, Silent())
+    calls, real = itertools.count(), getattr(Chip, operation)
+
+    def fail(chip: Chip, *arguments: Any) -> Any:
+        if next(calls) == {"program": 100, "multiply": 400, "read": 5}[operation]:
+            raise error
+        return real(chip, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Chip, operation, fail)
+        with pytest.raises(type(error)):
+            train(job, Silent())
+    with Run.open(job.out) as run:
+        assert run.operations["op_id"][-1] == -1
+    resume(job.out, Silent())
+    assert_same(job.out, whole.out, log_of)
 
 
 def test_a_completed_run_is_refused(killed: Any) -> None:
