@@ -61,12 +61,13 @@ def open_file(journal: JournaledFile, new: bool) -> Any:
 
 
 def compression(dtype: npt.DTypeLike, codec: Codec = "zstd") -> dict[str, Any]:
-    """Options of `create_dataset`: Zstandard, after a byte shuffle of wider types (int8 codes shrink best without), or
-    LZ4, which is read several times as fast and leaves half as much again.
+    """Options of `create_dataset`: Zstandard after a byte shuffle of wider types (int8 codes shrink best without), or
+    LZ4, which is read two to four times as fast. Line numbers (u2) are read faster without a shuffle.
     """
-    if codec == "lz4":
-        return dict(hdf5plugin.LZ4())
-    return {**hdf5plugin.Zstd(clevel=1), "shuffle": np.dtype(dtype).itemsize > 1}
+    size = np.dtype(dtype).itemsize
+    if codec == "lz4":  # within Blosc: on a damaged chunk, HDF5's own LZ4 filter prints and that of bitshuffle crashes
+        return dict(hdf5plugin.Blosc(cname="lz4", clevel=5, shuffle=int(size > 2)))
+    return {**hdf5plugin.Zstd(clevel=1), "shuffle": size > 1}
 
 
 def describe(dataset: Any, units: str, description: str) -> None:
@@ -127,6 +128,7 @@ class Column:
         self._dtype: np.dtype[Any] | None = None
         self._size = 1
         self._start = 0  # elements in `values`
+        self._length = 0
         self._buffer = bytearray()  # elements after them, less than a chunk; several times as fast as a numpy buffer
         self._flushed = (0, 0)
         if field.name in parent:
@@ -165,9 +167,10 @@ class Column:
             rest = self._values[self._start :] if stop == len(self._values) else self._tail[: stop - first]
             self._values.resize((self._start,))
         self._buffer += rest.tobytes()
+        self._length = stop
 
     def __len__(self) -> int:
-        return self._start + len(self._buffer) // self._size
+        return self._length
 
     def append(self, values: Values) -> int:
         """Append an array of the column's dtype, row after row, and return the position of its first element.
@@ -176,10 +179,10 @@ class Column:
         """
         if values.dtype is not self._dtype:
             self._check_dtype(values.dtype)
-        buffer = self._buffer
-        position = self._start + len(buffer) // self._size
-        buffer += values.tobytes()
-        if len(buffer) >= self._chunk:
+        position = self._length
+        self._length = position + values.size
+        self._buffer += values.tobytes()
+        if len(self._buffer) >= self._chunk:
             self._settle_chunks()
         return position
 
@@ -215,6 +218,7 @@ class Column:
                 self._values.resize((self._start,))
         else:
             del self._buffer[(length - self._start) * self._size :]
+        self._length = length
         self._flushed = (-1, -1)
 
     def _settle_chunks(self) -> None:

@@ -17,6 +17,7 @@ from hil.protocols.messages import Codes, Direction, Operation, Region, Status
 
 F32 = npt.NDArray[np.float32]
 
+READ = (Operation.READ,)
 PROGRAM = (Operation.SET, Operation.RESET)
 EMPTY = {"mvm/inputs": np.int8, "mvm/scales": np.float32, "mvm/outputs": np.int8}
 MVM = {Direction.FORWARD: Operation.MVM_FORWARD, Direction.BACKWARD: Operation.MVM_BACKWARD}
@@ -105,7 +106,7 @@ def _applied(log: Log, operations: Operations, positions: Index, counts: Values)
 
 def readings(log: Log, array: int, row: int, column: int) -> CellReadings:
     columns = "done", "output_offset", "device_time_ns"
-    operations, positions = _owners(log, "read", (Operation.READ,), columns, (array, row, column))
+    operations, positions = _owners(log, "read", READ, columns, (array, row, column))
     place = positions - operations["offset"]
     answered = place < operations["done"]
     operations, place = operations.where(answered), place[answered]

@@ -23,6 +23,9 @@ from hil.protocols.errors import DataError
 PAGE = 4096
 """Bytes that are written as one: a killed process leaves a page old or new."""
 
+MOST_PAGES = 2048
+"""Pages to be written from which on a commit should not wait: 8 MB, so that memory is bounded."""
+
 TRAILER = struct.Struct("<8sqqqqI")
 """The file's last bytes while it has a journal: magic, start of what step 1 wrote, start of the journal, number of its
 pages, size of the file, CRC-32 of all that."""
@@ -52,11 +55,8 @@ class JournaledFile:
         self._size = self._end
         self._position = 0
         self._pages: dict[int, bytearray] = {}
-
-    @property
-    def pending(self) -> int:
-        """Bytes that the next commit will write."""
-        return len(self._pages) * PAGE
+        self.full = False
+        """Whether so much waits for the next commit that it should come now."""
 
     @property
     def size(self) -> int:
@@ -88,6 +88,7 @@ class JournaledFile:
         os.ftruncate(self._handle, self._size)
         self._end = self._size
         self._pages.clear()
+        self.full = False
 
     def close(self) -> None:
         """Let go of the file; writes that were not committed are forgotten. Idempotent."""
@@ -128,6 +129,7 @@ class JournaledFile:
             self._pages[number][begin:end] = view[offset : offset + end - begin]
         self._position = start + len(view)
         self._size = max(self._size, self._position)
+        self.full = len(self._pages) > MOST_PAGES
         return len(view)
 
     def truncate(self, size: int) -> int:

@@ -52,9 +52,6 @@ from hil.protocols.messages import (
 FLUSH_NS = 1_000_000_000
 """Longest time between two flushes while operations are logged (ns)."""
 
-PENDING = 2**23
-"""Bytes to be written from which on a flush does not wait (the writer's memory is bounded)."""
-
 CHECKPOINT_S = 60.0
 """Time between two checkpoints (s): what a resumed run does again at most."""
 
@@ -101,7 +98,7 @@ class RunWriter:
         self._until_mark = (len(self._marks) + 1) * OPERATION_CHUNK - len(self._operations)
         self.flush()
         self._shapes = {PulseShape(*row): number for number, row in enumerate(_rows(file["shapes"], SHAPES))}
-        self._readings = {(kind, gain): tuple(rest) for kind, gain, *rest in _rows(file["readings"], READINGS)}
+        self._readings = {(k, g): (unit.decode(), *rest) for k, g, unit, *rest in _rows(file["readings"], READINGS)}
 
     @classmethod
     def create(cls, path: Path, start: Start, overwrite: bool = False, durable: bool = False) -> Self:
@@ -200,7 +197,7 @@ class RunWriter:
         self._until_mark -= 1
         if not self._until_mark:
             self._mark()
-        if not 0 <= now - self._flushed_ns < FLUSH_NS or self._journal.pending > PENDING:  # clocks may be set back
+        if not 0 <= now - self._flushed_ns < FLUSH_NS or self._journal.full:  # clocks may be set back
             self.flush()
 
     def _mark(self) -> None:
@@ -226,11 +223,11 @@ class RunWriter:
 
     def check_readings(self, kind: Operation, gain: int, readings: Readings) -> None:
         """Store what turns codes into values once per kind and gain. Raises TesterError if it has changed."""
-        constants = (readings.unit.encode(), readings.scale, readings.offset)
+        constants = (readings.unit, readings.scale, readings.offset)
         known = self._readings.get((kind, gain))
         if known is None:
             self._readings[kind, gain] = constants
-            self._reading_table.append(kind, gain, *constants)
+            self._reading_table.append(kind, gain, readings.unit.encode(), readings.scale, readings.offset)
         elif known != constants:
             raise TesterError(
                 f"{kind.name}, gain {gain}: unit, scale and offset of readings were {known}, are {constants}: "

@@ -15,21 +15,23 @@ NONE = -1
 """Stands for no region, gain or pulse shape, and for the operation id and time that a failed tester did not tell."""
 
 OPERATIONS = (
-    Field("op_id", "<i8", "", "operation id; -1: the tester failed and did not tell"),
-    Field("kind", "u1", "", "1 read, 2 MVM forward, 3 MVM backward, 4 SET, 5 RESET, 6 wait, 7 update"),
-    Field("status", "u1", "", "0 complete, 1 partial: the first `done` parts, 2 unknown"),
-    Field("device_time_ns", "<i8", "ns", "device time at the end; -1: the tester failed and did not tell"),
-    Field("host_time_ns", "<i8", "ns", "UTC since 1970 when the host had the answer"),
-    Field("region", "<i4", "", "region of an MVM or update, else -1"),
-    Field("gain", "i1", "", "ADC gain of an MVM, else -1"),
-    Field("shape", "<i2", "", "row of shapes of a SET or RESET, else -1"),
-    Field("polarity", "i1", "", "polarity of an update, else 0"),
-    Field("count", "<u4", "", "cells read, vectors, cells pulsed, slots of an update; 1 for a wait"),
-    Field("done", "<u4", "", "cells or vectors answered; pulses applied"),
-    Field("saturated", "<u4", "", "codes at an end of the converter's range; pulses at an end of the conductance"),
-    Field("offset", "<i8", "", "position of the first element in the streams of what was asked"),
-    Field("output_offset", "<i8", "", "position of the first code in read/codes or mvm/outputs, else 0"),
-    Field("scale_offset", "<i8", "", "position of the first element in mvm/scales, else 0"),
+    Field("op_id", "<i8", "", "operation id; -1: the tester failed and did not tell", "lz4"),
+    Field("kind", "u1", "", "1 read, 2 MVM forward, 3 MVM backward, 4 SET, 5 RESET, 6 wait, 7 update", "lz4"),
+    Field("status", "u1", "", "0 complete, 1 partial: the first `done` parts, 2 unknown", "lz4"),
+    Field("device_time_ns", "<i8", "ns", "device time at the end; -1: the tester failed and did not tell", "lz4"),
+    Field("host_time_ns", "<i8", "ns", "UTC since 1970 when the host had the answer", "lz4"),
+    Field("region", "<i4", "", "region of an MVM or update, else -1", "lz4"),
+    Field("gain", "i1", "", "ADC gain of an MVM, else -1", "lz4"),
+    Field("shape", "<i2", "", "row of shapes of a SET or RESET, else -1", "lz4"),
+    Field("polarity", "i1", "", "polarity of an update, else 0", "lz4"),
+    Field("count", "<u4", "", "cells read, vectors, cells pulsed, slots of an update; 1 for a wait", "lz4"),
+    Field("done", "<u4", "", "cells or vectors answered; pulses applied", "lz4"),
+    Field(
+        "saturated", "<u4", "", "codes at an end of the converter's range; pulses at an end of the conductance", "lz4"
+    ),
+    Field("offset", "<i8", "", "position of the first element in the streams of what was asked", "lz4"),
+    Field("output_offset", "<i8", "", "position of the first code in read/codes or mvm/outputs, else 0", "lz4"),
+    Field("scale_offset", "<i8", "", "position of the first element in mvm/scales, else 0", "lz4"),
 )
 
 STREAMS = {

@@ -185,24 +185,31 @@ def fill(column: Any, length: int) -> None:
 
 
 def ask(path: Path) -> None:
-    """What is measured, with the time and memory that it took: of the last device, which is used most, and others."""
-    seconds = []
-    for device in [*np.random.default_rng(2).integers(0, DEVICES, REPETITIONS).tolist(), 0]:
-        began, cpu = time.perf_counter(), time.process_time()
-        with Run.open(path) as run:
-            opened = time.perf_counter()
-            pulses = run.pulses(*place(device))
-            pulsed = time.perf_counter()
-            readings = run.readings(*place(device))
-        seconds.append(time.perf_counter() - began)
-        print(
-            f"device {device}: {seconds[-1]:.2f} s, CPU {time.process_time() - cpu:.2f} s (open {opened - began:.3f}, "
-            f"pulses {pulsed - opened:.2f}; {len(pulses.count)} operations, {len(readings.value)} readings)"
-        )
+    """What is measured of some devices, with the time and memory that it took; the last line sums it up."""
+    rng = np.random.default_rng(2)
+    seconds = [history(path, device) for device in rng.integers(0, DEVICES, REPETITIONS).tolist()]
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    history(path, 0)
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    print(f"device 0, which is used most, took {most:.0f} MB")
     size = path.stat().st_size / 1e9
-    middle = statistics.median(seconds[:-1])
-    print(f"one device's history out of a {size:.3g} GB file: {middle:.2f} s, {memory:.0f} MB")
+    print(f"one device's history out of a {size:.3g} GB file: {statistics.median(seconds):.2f} s, {memory:.0f} MB")
+
+
+def history(path: Path, device: int) -> float:
+    """Ask for all pulses and readings of a device; returns the seconds it took."""
+    began, cpu = time.perf_counter(), time.process_time()
+    with Run.open(path) as run:
+        opened = time.perf_counter()
+        pulses = run.pulses(*place(device))
+        pulsed = time.perf_counter()
+        readings = run.readings(*place(device))
+    seconds = time.perf_counter() - began
+    print(
+        f"device {device}: {seconds:.2f} s, CPU {time.process_time() - cpu:.2f} s (open {opened - began:.3f}, "
+        f"pulses {pulsed - opened:.2f}; {len(pulses.count)} operations, {len(readings.value)} readings)"
+    )
+    return seconds
 
 
 def measure(size_gb: float, folder: Path | None) -> str:

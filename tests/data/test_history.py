@@ -1,19 +1,21 @@
 """The history of cells, products and weights is what the log holds, operation by operation."""
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 
 from hil.bench import connect
-from hil.data import history, log
+from hil.data import history, log, runfile
 from hil.data.recording import RecordingTester
 from hil.data.run import LoggedOperation, Run
 from hil.data.runfile import RunWriter
 from hil.data.schema import Start
-from hil.protocols.errors import InputError
+from hil.protocols.errors import DataError, InputError
 from hil.protocols.messages import (
     Block,
     Cells,
@@ -30,6 +32,7 @@ from hil.protocols.messages import (
 )
 
 SIZE = 12  # word lines and bit lines of either array
+ROWS = 16  # operations in a small block
 TESTER = f"twin:pcm-analog?arrays=2&rows={SIZE}&columns={SIZE}"
 SHAPE = PulseShape(90e-6, 50e-9)
 
@@ -85,28 +88,50 @@ def wait(writer: RunWriter, time_ns: int | None) -> None:
     writer.operation(Operation.WAIT, 1, offset, receipt, 1)
 
 
-@pytest.fixture(scope="module")
-def long_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Some hundred random operations on a twin."""
+def write_long(path: Path) -> Path:
+    """Some hundred random operations on a twin, by a writer that is reopened once."""
     rng = np.random.default_rng(1)
-    writer = RunWriter.create(tmp_path_factory.mktemp("long") / "run.h5", start())
-    tester = RecordingTester(connect(TESTER, np.random.SeedSequence(1)), writer)
+    twin = connect(TESTER, np.random.SeedSequence(1))
     lines = np.arange(4, dtype=np.uint16)
     for columns in (2 * lines, 3 * lines):
-        tester.register([Block(0, lines, columns, columns + 1, 0, 0), Block(1, lines, columns, columns + 1, 4, 0)])
-    for _ in range(400):
-        operate(tester, rng)
-    writer.close("completed", {})
-    return writer.path
+        twin.register([Block(0, lines, columns, columns + 1, 0, 0), Block(1, lines, columns, columns + 1, 4, 0)])
+    for part in range(2):
+        writer = RunWriter.reopen(path, {}) if part else RunWriter.create(path, start())
+        tester = RecordingTester(twin, writer)
+        for _ in range(200):
+            operate(tester, rng)
+        writer.close("completed", {})
+    return path
 
 
-@pytest.fixture(params=["in one block", "in small blocks"])
-def long_run(request: pytest.FixtureRequest, long_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
-    if request.param == "in small blocks":
-        for module in (history, log):
-            monkeypatch.setattr(module, "BLOCK", 16)
-            monkeypatch.setattr(module, "ROWS", 16)
-    with Run.open(long_path) as run:
+@pytest.fixture(scope="module")
+def long_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_long(tmp_path_factory.mktemp("long") / "run.h5")
+
+
+@pytest.fixture(scope="module")
+def marked_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With a mark for each few operations."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runfile, "OPERATION_CHUNK", ROWS)
+        return write_long(tmp_path_factory.mktemp("marked") / "run.h5")
+
+
+@pytest.fixture
+def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (history, log):
+        monkeypatch.setattr(module, "BLOCK", 16)
+        monkeypatch.setattr(module, "ROWS", ROWS)
+
+
+@pytest.fixture(params=["in one block", "in small blocks", "with marks"])
+def long_run(request: pytest.FixtureRequest, long_path: Path) -> Iterator[Run]:
+    path = long_path
+    if request.param != "in one block":
+        request.getfixturevalue("_small_blocks")
+    if request.param == "with marks":
+        path = request.getfixturevalue("marked_path")
+    with Run.open(path) as run:
         yield run
 
 
@@ -166,6 +191,75 @@ def test_the_readings_of_a_cell_are_those_of_each_operation(cell: tuple[int, int
     readings = long_run.readings(*cell)
     assert list(zip(readings.operation, readings.time_ns, readings.value, strict=True)) == expected
     assert expected
+
+
+def test_marks_are_the_lengths_of_the_streams_after_each_so_many_operations(marked_path: Path) -> None:
+    with Run.open(marked_path) as run, h5py.File(marked_path) as file:
+        kind, count = (run.operations[name][:] for name in ("kind", "count"))
+        for name, kinds in (("read", history.READ), ("program", history.PROGRAM)):
+            lengths = np.cumsum(np.where(np.isin(kind, kinds), count, 0))
+            assert file[f"marks/{name}/values"][:].tolist() == lengths[ROWS - 1 :: ROWS].tolist()
+
+
+def without(file: Any) -> None:
+    del file["marks"]
+
+
+def shortened(file: Any) -> None:
+    for name in ("read", "program"):
+        file[f"marks/{name}/values"].resize((7,))
+        file[f"marks/{name}/tail_range"][:] = 7
+
+
+@pytest.mark.usefixtures("_small_blocks")
+@pytest.mark.parametrize("edit", [without, shortened])
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_a_file_that_lacks_marks_has_the_same_history(
+    edit: Callable[[Any], None], goes_on: bool, marked_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "run.h5"
+    shutil.copyfile(marked_path, path)
+    with h5py.File(path, "r+") as file:
+        edit(file)
+    if goes_on:
+        monkeypatch.setattr(runfile, "OPERATION_CHUNK", ROWS)
+        writer = RunWriter.reopen(path, {})
+        for _ in range(3 * ROWS):
+            wait(writer, 0)
+        writer.close("completed", {})
+    with Run.open(marked_path) as original, Run.open(path) as run:
+        for cell in CELLS:
+            for one, two in zip(
+                (original.pulses(*cell), original.readings(*cell)),
+                (run.pulses(*cell), run.readings(*cell)),
+                strict=True,
+            ):
+                np.testing.assert_array_equal(one.operation, two.operation)
+
+
+@pytest.mark.usefixtures("_small_blocks")
+def test_marks_out_of_order_are_refused(marked_path: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run.h5"
+    shutil.copyfile(marked_path, path)
+    with h5py.File(path, "r+") as file:
+        file["marks/read/values"][3] = 10**9
+    with Run.open(path) as run, pytest.raises(DataError, match="marks do not ascend"):
+        run.readings(*CELLS[0])
+
+
+@pytest.mark.usefixtures("_small_blocks")
+def test_with_marks_only_blocks_with_operations_on_the_cell_are_read(marked_path: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run.h5"
+    shutil.copyfile(marked_path, path)
+    with Run.open(path) as run:
+        read = {int(row) // ROWS for row in run.readings(*CELLS[0]).operation}
+    other = next(block for block in range(400 // ROWS) if block not in read)
+    with h5py.File(path, "r+") as file:
+        file["operations/kind/values"].id.write_direct_chunk((other * ROWS,), b"damaged")
+    with Run.open(path) as run:
+        assert len(run.readings(*CELLS[0]).operation) >= len(read) > 0
+        with pytest.raises(DataError, match="operations/kind cannot be read"):
+            run.pulse_counts()
 
 
 @pytest.mark.parametrize("at", [None, 0, 100, 400])

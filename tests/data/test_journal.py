@@ -139,9 +139,7 @@ def test_nothing_is_written_before_the_commit(tmp_path: Path) -> None:
         file.create_group("later")
         file.flush()
         assert path.stat().st_size == 0
-        assert journal.pending > 0
         journal.commit()
-        assert journal.pending == 0
         shutil.copyfile(path, tmp_path / "copy.h5")
     journal.close()
     with h5py.File(tmp_path / "copy.h5") as copy:
