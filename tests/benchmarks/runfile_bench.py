@@ -1,4 +1,4 @@
-"""Measure what the run file costs: time of the log, its size and what it is made of, and replay against the original."""
+"""Measure what the run file costs: time of the log, its size and what that is made of, replay against the original."""
 
 import itertools
 import statistics

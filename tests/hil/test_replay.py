@@ -186,3 +186,19 @@ def test_an_operation_that_failed_fails_again(recorded: Path, copy: Path) -> Non
         file["operations/op_id/values"][number] = -1
     with pytest.raises(TesterError, match=f"operation {number}: the tester failed here when this was recorded"):
         verify(copy, Quiet())
+
+
+def test_a_host_that_reads_other_cells_is_followed_with_their_last_codes(make_job: MakeJob) -> None:
+    job = make_job(tester=SMALL_90NM)
+    train(job, Quiet())
+    number = operation_of(job.out, 1, 0)
+    with Run.open(job.out) as run:
+        first, count = (int(run.operations[name][number]) for name in ("output_offset", "count"))
+    with h5py.File(job.out, "r+") as file:
+        file["read/codes/values"][first : first + count] += 60
+    with pytest.raises(ReplayError):
+        verify(job.out, Quiet())
+    verdict = follow(job.out, Quiet())
+    assert verdict.differences.pulses > 0
+    assert verdict.differences.reads > 0
+    assert 0 < verdict.largest_weight < 0.2
