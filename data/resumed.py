@@ -80,7 +80,8 @@ class ResumedWriter(RunWriter):
 
 def stream_ends(run: Run, rows: int) -> dict[str, int]:
     """Where the payload of the first `rows` operations ends in each stream that the kinds of operations in it fill."""
-    kinds, ends = run.operations["kind"][:rows], {}
+    kinds = run.operations["kind"][:rows]
+    ends: dict[str, int] = {}
     for group, members in PAYLOAD.items():
         found = np.flatnonzero(np.isin(kinds, members))
         row = {name: column[int(found[-1])].item() for name, column in run.operations.items()} if len(found) else None
