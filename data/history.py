@@ -155,7 +155,7 @@ def _owners(
     columns = (*columns, "offset", "count")
     positions, marks, blocks = _find(log, prefix, *cell), log.marks(prefix), -(-log.operations.rows // ROWS)
     lows, first = np.unique(np.searchsorted(marks, positions, "right"), return_index=True)
-    found = []
+    found: list[tuple[Operations, Index]] = []
     for low, part in zip(lows.tolist(), np.split(positions, first)[1:], strict=True):
         high = low + 1 if low < len(marks) else blocks  # no mark says where those beyond the last one are
         found += _search(log, kinds, columns, part, low, high)

@@ -123,7 +123,7 @@ def mutated(data: npt.NDArray[np.uint8], kind: str, place: int, value: int) -> n
 
 def refusals(asked: Iterator[Callable[[], object]]) -> list[str]:
     """What is said where there is no answer; what is no refusal of a file has several lines."""
-    said = []
+    said: list[str] = []
     while True:
         try:
             next(asked)()
