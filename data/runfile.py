@@ -52,6 +52,9 @@ from hil.protocols.messages import (
 FLUSH_NS = 1_000_000_000
 """Longest time between two flushes while operations are logged (ns)."""
 
+COMPLETED = "completed"
+"""Exit status of a run that is not to be resumed."""
+
 CHECKPOINT_S = 60.0
 """Time between two checkpoints (s): what a resumed run does again at most."""
 
@@ -311,6 +314,8 @@ class RunWriter:
         try:
             with writing(str(self.path)):
                 self._sort_rows()
+                if exit_status == COMPLETED:
+                    self._file["checkpoints"].clear()  # nobody goes on from here; columns take the room
                 for column in self._columns():
                     column.settle()
                 self._write_stop(exit_status, counts)

@@ -15,6 +15,7 @@ from hil.data.recorded import Recorded
 from hil.data.reference import Reference, same_arrays
 from hil.data.replay import ReplayTester
 from hil.data.run import Run
+from hil.data.runfile import COMPLETED
 from hil.images import kept
 from hil.loop import CHIP, Observer
 from hil.protocols.errors import ReplayError
@@ -107,7 +108,7 @@ class ReplayLog:
 
     def _expect(self, found: bool, what: str) -> None:
         """The log of a run that was killed ends with its operations; else nothing may be missing in it."""
-        if not found and (self._run.state == "completed" or self._position.next < self._position.length):
+        if not found and (self._run.state == COMPLETED or self._position.next < self._position.length):
             raise ReplayError(f"after operation {self._position.next}: {what} is not in the recording")
 
 
@@ -155,9 +156,9 @@ def verify(path: Path, observer: Observer, data_dir: Path | None = None) -> Verd
         log = ReplayLog(run, tester.recorded)
         interrupted = _do_again(run, tester, log, observer, data_dir)
         position = tester.recorded
-        if run.state == "completed" and not interrupted and position.next < position.length:
+        if run.state == COMPLETED and not interrupted and position.next < position.length:
             raise ReplayError(f"operation {position.next}: the recording goes on, the run is done")
-        return Verdict(str(path), position.next, log.weights, run.state == "completed", interrupted, Differences())
+        return Verdict(str(path), position.next, log.weights, run.state == COMPLETED, interrupted, Differences())
 
 
 def follow(path: Path, observer: Observer, data_dir: Path | None = None) -> Verdict:
@@ -169,7 +170,7 @@ def follow(path: Path, observer: Observer, data_dir: Path | None = None) -> Verd
             str(path),
             tester.recorded.next,
             log.weights,
-            run.state == "completed",
+            run.state == COMPLETED,
             interrupted,
             tester.differences,
             log.largest_weight,
@@ -185,6 +186,6 @@ def _do_again(run: Run, tester: ReplayTester, log: ReplayLog, observer: Observer
     try:
         return execute(setup, log, lambda raw: raw, observer).interrupted
     except ReplayError:
-        if run.state == "completed" or tester.recorded.next < tester.recorded.length:
+        if run.state == COMPLETED or tester.recorded.next < tester.recorded.length:
             raise
         return False

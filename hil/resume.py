@@ -16,6 +16,7 @@ from hil.data.replay import ReplayTester
 from hil.data.resumed import ResumedWriter
 from hil.data.retracing import RetracingTester
 from hil.data.run import Checkpoint, Run
+from hil.data.runfile import COMPLETED
 from hil.images import kept
 from hil.instruments.tester import ArrayTester
 from hil.loop import CHIP, Observer, Training
@@ -85,7 +86,7 @@ class _Retracing:
 
 
 def _settings(run: Run, tester: str | None) -> Settings:
-    if run.state == "completed":
+    if run.state == COMPLETED:
         raise InputError(f"{run.path} is complete: there is nothing to resume")
     settings = stored_settings(run.config, str(run.path))
     if tester is not None and tester != settings.tester:

@@ -14,7 +14,7 @@ from hil.config import Settings
 from hil.data.columns import Values
 from hil.data.datasets import DataSet
 from hil.data.recording import RecordingTester
-from hil.data.runfile import RunWriter
+from hil.data.runfile import COMPLETED, RunWriter
 from hil.data.schema import Start
 from hil.images import chosen, keep
 from hil.instruments.batching import BatchingTester
@@ -141,7 +141,7 @@ def execute(
         training.run(interrupt)
         interrupt.hold()
         result = _result(setup, training, log)
-        ending.status = "interrupted" if result.interrupted else "completed"
+        ending.status = "interrupted" if result.interrupted else COMPLETED
         ending.counts = {name: value for name, value in asdict(result).items() if isinstance(value, int)}
     if interrupt.requested and not result.interrupted:
         raise KeyboardInterrupt  # it came when this run was done; no other is to be begun
