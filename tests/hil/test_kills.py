@@ -70,13 +70,13 @@ def assert_prefix(path: Path, whole: Path, told: int, log_of: LogOf) -> None:
     assert {len(values) for name, values in log.items() if name.startswith("operations/")} == {rows}
 
 
-def kill_often(count: int, whole: Path, folder: Path, log_of: LogOf, flush_ns: int) -> None:
+def kill_often(count: int, whole: Path, folder: Path, log_of: LogOf, flush_ns: int, share: float) -> None:
     chance, plain, cut = np.random.default_rng(count), 0, 0
     with Run.open(whole) as run:
         total = run.operations.rows
     for number in range(count):
         copy = folder / f"{number}.h5"
-        told = killed(copy, int(chance.integers(1, total * 9 // 10)), chance.uniform(0, 0.05), flush_ns)
+        told = killed(copy, int(chance.integers(1, int(total * share))), chance.uniform(0, 0.05), flush_ns)
         try:
             h5py.File(copy, "r").close()
             plain += 1
@@ -106,14 +106,15 @@ class Silent:
 
 
 def test_a_killed_run_keeps_what_was_flushed_and_goes_on(whole: Path, tmp_path: Path, log_of: LogOf) -> None:
-    kill_often(2, whole, tmp_path, log_of, 20_000_000)
+    kill_often(2, whole, tmp_path, log_of, 100_000_000, 0.9)
 
 
 @pytest.mark.torture
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("flush_ns", [1_000_000, 200_000_000])
-def test_a_hundred_kills(whole: Path, tmp_path: Path, log_of: LogOf, flush_ns: int) -> None:
-    kill_often(60, whole, tmp_path, log_of, flush_ns)
+@pytest.mark.parametrize(("count", "flush_ns", "share"), [(50, 1_000_000, 0.1), (70, 100_000_000, 0.9)])
+def test_a_hundred_kills(whole: Path, tmp_path: Path, log_of: LogOf, count: int, flush_ns: int, share: float) -> None:
+    """In the first part of runs that flush all the time, and anywhere in runs that do now and then."""
+    kill_often(count, whole, tmp_path, log_of, flush_ns, share)
 
 
 def test_a_running_file_is_told_from_its_status_alone(tmp_path: Path) -> None:
