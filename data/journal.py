@@ -69,7 +69,7 @@ class JournaledFile:
         Also refuses a file that was removed or replaced since: what goes there would be lost.
         """
         if not os.path.samestat(os.stat(self.path), os.fstat(self._handle)):
-            raise OSError(f"{self.path} was replaced by another file while it was written")
+            raise OSError("another file has taken its place")
         first_new = -(-self._end // PAGE)
         new = b"".join(self._new_pages(first_new))
         changed = sorted(number for number in self._pages if number < first_new)

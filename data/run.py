@@ -106,10 +106,12 @@ class Run:
         self.operations = self.log.operations
 
     @classmethod
-    def open(cls, path: Path) -> Self:
+    def open(cls, path: str | os.PathLike[str]) -> Self:
         """Open a run file. Raises DataError where it is missing, truncated, of another kind or of a newer version."""
+        path = Path(path)
         if not os.path.isfile(path):
-            raise DataError(f"{path}: there is no such file: give the name of a run file")
+            what = "is a folder" if os.path.isdir(path) else "there is no such file"
+            raise DataError(f"{path}: {what}: give the name of a run file")
         try:
             with data_errors(str(path), "the file"):
                 recover(path)
@@ -123,6 +125,9 @@ class Run:
         except BaseException:
             file.close()
             raise
+
+    def __repr__(self) -> str:
+        return f"<Run {self.path}: {self.config.get('experiment')}, {self.state}, {self.operations.rows} operations>"
 
     def __enter__(self) -> Self:
         return self
@@ -264,6 +269,8 @@ class Run:
         """
         if region not in self.regions:
             raise InputError(f"{self.path} has no region {region}; there is: {_listed(self.regions)}")
+        if not isinstance(direction, Direction):
+            raise InputError(f"direction {direction!r} is neither Direction.FORWARD nor Direction.BACKWARD")
         return history.products(self.log, self.regions[region], direction, start, stop)
 
     def conductances(self, at: int | None = None) -> Conductances:
@@ -279,6 +286,14 @@ class Run:
         """Names of the layers whose places on the chip are known, from input to output."""
         names = [name for name in self.snapshots if re.fullmatch(r"layer[1-9][0-9]*", name)]
         return tuple(sorted(names, key=lambda name: int(name.removeprefix("layer"))))
+
+    def devices(self, layer: str, row: int, column: int) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+        """The cells (array, row, column) of G+ and G- of the weight from input `row` to output `column` of a layer."""
+        place = self._layer(layer)
+        if not (0 <= row < place.plus.shape[0] and 0 <= column < place.plus.shape[1]):
+            raise InputError(f"weight ({row}, {column}) of {layer}: its matrix is {place.plus.shape}")
+        plus, minus = (np.unravel_index(side[row, column], self._chip) for side in (place.plus, place.minus))
+        return (int(plus[0]), int(plus[1]), int(plus[2])), (int(minus[0]), int(minus[1]), int(minus[2]))
 
     def layer_conductances(self, layer: str, at: int | None = None) -> tuple[F32, F32]:
         """G+ and G- (S) of a layer as last read before row `at`: shape (rows, columns) each, NaN where never read."""

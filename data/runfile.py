@@ -38,7 +38,7 @@ from hil.data.schema import (
     STREAMS,
     Start,
 )
-from hil.data.status import remove_status, write_status
+from hil.data.status import being_written, remove_status, write_status
 from hil.protocols.errors import InputError, TesterError
 from hil.protocols.messages import (
     Operation,
@@ -113,6 +113,8 @@ class RunWriter:
         if os.path.exists(path) and (not overwrite or path.is_dir()):
             raise InputError(f"{path} exists: choose another name, or ask for it to be overwritten if it is a run file")
         if os.path.exists(path):
+            if being_written(path):
+                raise InputError(f"{path} is being written by another process: choose another name")
             _check_replaceable(path)
         place = path.with_name(f".{path.name}.{uuid.uuid4().hex}") if overwrite else path
         try:
@@ -320,9 +322,10 @@ class RunWriter:
                     column.settle()
                 self._write_stop(exit_status, counts)
                 self.flush()
-                remove_status(self.path)
         finally:
             _let_go(self._journal, self._file)
+            with suppress(OSError):
+                remove_status(self.path)  # it says that the run is going on
 
     def _columns(self) -> Iterator[Column]:
         """All columns."""

@@ -236,7 +236,11 @@ def report(runs: tuple[Path, ...], out: Path | None) -> None:
 
 @main.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for Parquet tables of operations and metrics.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder for Parquet tables of operations, pulses, readings and metrics.",
+)
 @click.option("--portable", type=click.Path(path_type=Path), help="A copy that is read without a compression plug-in.")
 @friendly
 def export(run: Path, out: Path | None, portable: Path | None) -> None:

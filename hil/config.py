@@ -102,7 +102,8 @@ def stored_settings(config: Mapping[str, Any], name: str) -> Settings:
 def _checked(values: dict[str, Any], name: str) -> Settings:
     for key in values:
         if key not in Settings.model_fields:
-            raise InputError(f"unknown setting {key!r}{_near(key, list(Settings.model_fields))}")
+            near = _near(key, list(Settings.model_fields))
+            raise InputError(f"unknown setting {key!r}{near or '; `hil experiments digits` lists all'}")
     try:
         return Settings.model_validate(_as_python(values))
     except ValidationError as error:

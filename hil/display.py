@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from statistics import mean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import filesize
 from rich.console import Console
@@ -11,10 +11,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from hil.campaign import standard_error
-from hil.config import Settings
-from hil.logsize import LogPlan
-from hil.train import Job, Result
+if TYPE_CHECKING:  # they bring torch, which `hil info` does without
+    from hil.config import Settings
+    from hil.logsize import LogPlan
+    from hil.train import Job, Result
 
 
 class Display:
@@ -28,7 +28,7 @@ class Display:
         self._title = Text()
 
     @contextmanager
-    def run(self, job: Job) -> Iterator[None]:
+    def run(self, job: "Job") -> Iterator[None]:
         """While a run is made."""
         settings = job.settings
         tester = "floating point" if settings.system == "float" else settings.tester
@@ -47,17 +47,24 @@ class Display:
             if self._progress.live.is_started:
                 self._progress.stop()
 
-    def logging(self, plan: LogPlan) -> None:
+    def logging(self, plan: "LogPlan") -> None:
         """The log begins."""
         room = f"{filesize.decimal(plan.free)} free"
         self._title.append(f" (log {plan.kind}, about {filesize.decimal(round(plan.size))}, {room})", "dim")
+        self._say_title()
+
+    def _say_title(self) -> None:
+        """Once; early, because writing the first weights takes a while."""
+        if not self._quiet and self._title:
+            self._console.print(self._title, soft_wrap=True)
+        self._title = Text()
 
     def begin(self, images: int, epochs: int) -> None:
         """Training begins."""
         fields = {"accuracy": "", "pulses": "", "rate": ""}
         self._task = self._progress.add_task("training", total=images * epochs, **fields)  # type: ignore[arg-type]
         if not self._quiet:
-            self._console.print(self._title, soft_wrap=True)
+            self._say_title()
             self._progress.start()
 
     def progress(self, images: int, running_accuracy: float, pulses: int, refreshes: int) -> None:
@@ -98,7 +105,7 @@ def _bar(console: Console) -> Progress:
     )
 
 
-def experiment_table(found: Mapping[str, Settings]) -> None:
+def experiment_table(found: "Mapping[str, Settings]") -> None:
     """Name, what it is, what it reproduces."""
     table = Table(box=None, padding=(0, 2, 0, 0))
     for name in ("experiment", "what it is", "what it reproduces"):
@@ -108,21 +115,21 @@ def experiment_table(found: Mapping[str, Settings]) -> None:
     Console().print(table)
 
 
-def settings_table(settings: Settings) -> None:
+def settings_table(settings: "Settings") -> None:
     """Each setting with its value and meaning."""
     table = Table(box=None, padding=(0, 2, 0, 0))
     for name in ("setting", "value", "meaning"):
         table.add_column(name)
-    for name, field in Settings.model_fields.items():
+    for name, field in type(settings).model_fields.items():
         table.add_row(name, str(settings.model_dump()[name]), field.description)
     Console().print(table)
 
 
-def result_table(results: Sequence[Result]) -> None:
+def result_table(results: "Sequence[Result]") -> None:
     """A column per run; the mean with its standard error if there are several."""
     rows: dict[str, list[str]] = {
         "seed": [str(result.seed) for result in results],
-        "test accuracy": [f"{result.test_accuracy:.2%}" for result in results],
+        "test accuracy": [_percent(result.test_accuracy) for result in results],
         "epochs": [str(result.epochs) for result in results],
         "images per second": [f"{result.images_per_second:.0f}" for result in results],
         "image period": [f"{result.image_period:.3g} s" for result in results],
@@ -137,6 +144,8 @@ def result_table(results: Sequence[Result]) -> None:
     }
     first = results[0]
     _print_rows(f"{first.experiment}, {first.system}, {first.tester}", rows)
+    from hil.campaign import standard_error  # brings torch, which `hil info` does without
+
     error = standard_error([result.test_accuracy for result in results])
     if error is not None:
         Console().print(
@@ -144,7 +153,12 @@ def result_table(results: Sequence[Result]) -> None:
         )
 
 
-def _warnings(result: Result) -> str:
+def _percent(fraction: float | None) -> str:
+    """Of an accuracy; there is none before the first epoch has been evaluated."""
+    return "none yet" if fraction is None or fraction != fraction else f"{fraction:.2%}"
+
+
+def _warnings(result: "Result") -> str:
     """How many causes, and how often each was seen."""
     causes = [f"{cause} ({count}x)" for cause, count in result.finding_counts.items()]
     return "; ".join([f"{len(causes)}", *causes]) if causes else "none"
@@ -152,7 +166,17 @@ def _warnings(result: Result) -> str:
 
 def info_table(found: Mapping[str, Any]) -> None:
     """What `runinfo.describe` found."""
-    rows = {key.replace("_", " "): [str(value)] for key, value in found.items() if not isinstance(value, dict | list)}
+    shown = {
+        "test_accuracy": _percent(found.get("test_accuracy")),
+        "running_accuracy": _percent(found.get("running_accuracy")),
+        "bytes": filesize.decimal(found.get("bytes", 0)),
+        "operations": f"{found.get('operations', 0):,}",
+    }
+    rows = {
+        key.replace("_", " "): [shown.get(key, str(value))]
+        for key, value in found.items()
+        if not isinstance(value, dict | list)
+    }
     _print_rows(str(found["run"]), rows)
     if found["metrics"]:
         table = Table(box=None, padding=(0, 2, 0, 0))

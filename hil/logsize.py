@@ -8,6 +8,7 @@ from pathlib import Path
 
 from hil.config import Settings
 from hil.data.datasets import DataSet
+from hil.images import KEPT_BYTES
 from hil.mapping import Floorplan
 from hil.protocols.errors import InputError
 from hil.protocols.messages import Capabilities, MvmMode, Region
@@ -20,6 +21,12 @@ OPERATION = 12.0
 """Bytes of one row of the operations after compression (measured)."""
 PULSES = 120.0
 """Bytes of an image's pulses and refresh reads after compression (measured, mnist-mlp)."""
+TAILS = 6e6
+"""Bytes of the newest elements of all columns, which lie uncompressed."""
+IMAGES = 0.055
+"""What is left of images in memory when the run file keeps them (measured on MNIST)."""
+CELL = 2.5
+"""Bytes of a cell of the chip in a checkpoint (measured)."""
 DIGEST = 4.0
 """Bytes of a checksum."""
 
@@ -43,14 +50,27 @@ def plan_log(settings: Settings, data: DataSet, capabilities: Capabilities | Non
     products = INPUTS * inputs + OUTPUTS * outputs if kind == "full" else DIGEST * operations
     per_image = products + OPERATION * (operations + 3) + PULSES if capabilities else 0.0
     images = settings.epochs * (len(data.train_images) + len(data.test_images) / 2)
-    size = per_image * images
+    size = per_image * images + _fixed(data, capabilities)
     free = shutil.disk_usage(out.parent if os.path.isdir(out.parent) else Path()).free
     if size > free:
         raise InputError(
-            f"{out}: the log will take about {size / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB left: make room, "
+            f"{out}: the log will take about {_readable(size)} and the disk has {_readable(free)} left: make room, "
             "choose another disk with --out, train fewer epochs, or keep checksums of products only (--set log=digest)"
         )
     return LogPlan(kind, size, free)
+
+
+def _fixed(data: DataSet, capabilities: Capabilities | None) -> float:
+    """What a run file takes however short the run is."""
+    kept = data.train_images.nbytes + data.test_images.nbytes
+    size = IMAGES * kept if kept <= KEPT_BYTES else 0.0
+    if capabilities is not None:
+        size += TAILS + CELL * capabilities.arrays * capabilities.rows * capabilities.columns
+    return size
+
+
+def _readable(size: float) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def _payload(settings: Settings, data: DataSet, capabilities: Capabilities | None) -> tuple[float, float, int]:

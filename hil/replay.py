@@ -46,7 +46,8 @@ class Verdict:
     def __str__(self) -> str:
         ends = "" if self.complete else " (the recorded run ends there)"
         ends = " so far (the replay was interrupted)" if self.interrupted else ends
-        size = f"{self.operations:,} operations, {self.weights:,} weights{ends}"
+        weights = f"{self.weights:,} weights" if self.weights else "no weights to compare"
+        size = f"{self.operations:,} operations, {weights}{ends}"
         if self.identical:
             return f"identical: {size}"
         d = self.differences

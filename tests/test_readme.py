@@ -38,7 +38,8 @@ def quick_start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     quick = [command for command in commands("Quick start") if "mnist" not in command]
     assert len(quick) == 6
     for command in quick:
-        run_hil(shlex.split(command)[1:], folder)
+        arguments = shlex.split(command)[1:]
+        run_hil([*arguments, "--epochs", "3"] if arguments[0] == "train" else arguments, folder)
     return folder
 
 

@@ -206,7 +206,7 @@ def test_a_file_that_was_replaced_is_not_written_on(tmp_path: Path) -> None:
     journal = JournaledFile(path, True)
     path.unlink()
     path.write_text("another")
-    with pytest.raises(OSError, match="replaced by another file"):
+    with pytest.raises(OSError, match="another file has taken its place"):
         journal.commit()
     journal.close()
     assert path.read_text() == "another"

@@ -329,8 +329,6 @@ def test_a_snapshot_that_does_not_fit_is_a_storage_error(writer: RunWriter, monk
 def test_a_missing_file_is_told(path: Path) -> None:
     with pytest.raises(DataError, match=r"run\.h5: there is no such file"):
         Run.open(path)
-    with pytest.raises(DataError, match="there is no such file"):
-        Run.open(path.parent)
 
 
 def test_a_file_that_is_being_written_is_not_opened(path: Path, writer: RunWriter) -> None:
@@ -405,3 +403,19 @@ def test_a_damaged_run_file_may_be_overwritten(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:3000])
     RunWriter.create(path, START, overwrite=True).close("completed", {})
     assert Run.open(path).state == "completed"
+
+
+def test_a_file_that_is_being_written_is_not_overwritten(path: Path, writer: RunWriter) -> None:
+    writer.metrics({"loss": 0.5}, {"loss": ""})
+    with pytest.raises(InputError, match=r"run\.h5 is being written by another process: choose another name"):
+        RunWriter.create(path, START, overwrite=True)
+    writer.metrics({"loss": 0.25}, {"loss": ""})
+    writer.close("completed", {})
+    with Run.open(str(path)) as run:  # a text will do
+        assert run.metrics["loss"].tolist() == [0.5, 0.25]
+        assert repr(run).endswith("run.h5: None, completed, 0 operations>")
+
+
+def test_a_folder_is_told(path: Path) -> None:
+    with pytest.raises(DataError, match="is a folder: give the name of a run file"):
+        Run.open(path.parent)

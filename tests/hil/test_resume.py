@@ -288,3 +288,15 @@ def test_a_log_that_was_changed_is_refused_with_the_difference(killed: Any) -> N
         part[length - 1] += 1
     with pytest.raises(ReplayError, match=r"operation \d+ \((SET|RESET)\): program/column\[\d+\] was \d+, is \d+"):
         resume(killed[1], Silent())
+
+
+def test_the_devices_of_a_weight_are_told(short_run: Path) -> None:
+    with Run.open(short_run) as run:
+        plus, minus = run.devices("layer1", 64, 63)
+        weights = run.weights("layer1")
+        values = [run.readings(*cell).value[-1] for cell in (plus, minus)]
+        assert weights[64, 63] == pytest.approx((values[0] - values[1]) / 8e-6, abs=1e-5)
+        with pytest.raises(InputError, match=r"weight \(65, 0\) of layer1: its matrix is \(65, 64\)"):
+            run.devices("layer1", 65, 0)
+        with pytest.raises(InputError, match="neither Direction"):
+            run.products(0, "forward")  # type: ignore[arg-type]
