@@ -115,6 +115,10 @@ class TableReader(Mapping[str, ColumnReader]):
     def __iter__(self) -> Iterator[str]:
         return iter(self._columns)
 
+    def all(self) -> list[tuple[Any, ...]]:
+        """Every row of a small table."""
+        return list(zip(*(column[: self.rows].tolist() for column in self._columns.values()), strict=True))
+
     def __len__(self) -> int:
         return len(self._columns)
 

@@ -11,6 +11,7 @@ from hil.data.replay import ReplayTester
 from hil.data.run import Run
 from hil.protocols.errors import ReplayError
 from hil.protocols.messages import (
+    MVM_KIND,
     Cells,
     Direction,
     Operation,
@@ -76,7 +77,7 @@ class FollowingTester(ReplayTester):
         return self._from_known(cells)
 
     def mvm(self, region: Region, vectors: Vectors, direction: Direction, gain: int) -> Readings:
-        kind = Operation.MVM_FORWARD if direction == Direction.FORWARD else Operation.MVM_BACKWARD
+        kind = MVM_KIND[direction]
         wanted = (kind, region.handle, gain, len(vectors.codes))
         row = self._next(lambda row: (row.kind, row.region, row.gain, row.count) == wanted)
         if row is None:

@@ -13,14 +13,13 @@ from hil.data.columns import Values
 from hil.data.log import ROWS, Index, Log, Operations, joined, operation_blocks
 from hil.data.schema import NONE
 from hil.protocols.errors import DataError, InputError
-from hil.protocols.messages import Codes, Direction, Operation, Region, Status
+from hil.protocols.messages import MVM_KIND, Codes, Direction, Operation, Region, Status
 
 F32 = npt.NDArray[np.float32]
 
 READ = (Operation.READ,)
 PROGRAM = (Operation.SET, Operation.RESET)
 EMPTY = {"mvm/inputs": np.int8, "mvm/scales": np.float32, "mvm/outputs": np.int8}
-MVM = {Direction.FORWARD: Operation.MVM_FORWARD, Direction.BACKWARD: Operation.MVM_BACKWARD}
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +197,7 @@ def products(log: Log, region: Region, direction: Direction, start: int, stop: i
     names = ("region", "gain", "done", "device_time_ns", "count", "offset", "output_offset", "scale_offset")
     blocks = [
         block.where((block["region"] == region.handle) & (block["done"] > 0))
-        for block in operation_blocks(log, (MVM[direction],), names, first, last)
+        for block in operation_blocks(log, (MVM_KIND[direction],), names, first, last)
     ]
     operations = joined(blocks, names)
     if log.has("mvm/digest"):
@@ -210,7 +209,7 @@ def _products(log: Log, lines: int, outputs: int, direction: Direction, operatio
     done = operations["done"]
     if (done > operations["count"]).any():
         raise DataError(f"{log.path}: operations have more answers than questions: the file is damaged")
-    zero, unit = _amperes(log, MVM[direction], operations["gain"])
+    zero, unit = _amperes(log, MVM_KIND[direction], operations["gain"])
     return Products(
         operation=np.repeat(operations.row, done),
         time_ns=np.repeat(operations["device_time_ns"], done),

@@ -60,8 +60,7 @@ class Log:
 
     def rows(self, group: str, fields: Sequence[Field]) -> list[tuple[Any, ...]]:
         """All rows of a small table."""
-        table = self.table(group, fields)
-        return list(zip(*(column[: table.rows].tolist() for column in table.values()), strict=True))
+        return self.table(group, fields).all()
 
     @cached_property
     def shapes(self) -> dict[int, PulseShape]:

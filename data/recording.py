@@ -10,6 +10,7 @@ from hil.data.schema import NONE
 from hil.instruments.tester import ArrayTester
 from hil.protocols.errors import InputError
 from hil.protocols.messages import (
+    MVM_KIND,
     Block,
     Capabilities,
     Cells,
@@ -75,7 +76,7 @@ class RecordingTester(ArrayTester):
         return readings
 
     def mvm(self, region: Region, vectors: Vectors, direction: Direction, gain: int) -> Readings:
-        kind = Operation.MVM_FORWARD if direction == Direction.FORWARD else Operation.MVM_BACKWARD
+        kind = MVM_KIND[direction]
         try:
             readings = self._tester.mvm(region, vectors, direction, gain)
             self._writer.check_readings(kind, gain, readings)

@@ -14,6 +14,7 @@ from hil.instruments.tester import ArrayTester
 from hil.protocols import limits
 from hil.protocols.errors import InputError, LimitError, ReplayError, TesterError
 from hil.protocols.messages import (
+    MVM_KIND,
     Block,
     Capabilities,
     Cells,
@@ -90,8 +91,7 @@ class ReplayTester(ArrayTester):
         self._check_open()
         try:
             row = self.recorded.expect(Operation.READ, len(cells))
-            for name, index in (("row", cells.row), ("column", cells.column), ("array", cells.array)):
-                self.recorded.compare(f"read/{name}", row.offset, index)
+            self._compare_cells("read", row, cells)
         except ReplayError:
             limits.check_cells(self._capabilities, cells)
             raise
@@ -103,7 +103,7 @@ class ReplayTester(ArrayTester):
         if region.handle >= len(self._regions) or self._regions[region.handle] is not region:
             raise LimitError(f"region {region.handle} is not registered here")
         try:
-            kind = Operation.MVM_FORWARD if direction == Direction.FORWARD else Operation.MVM_BACKWARD
+            kind = MVM_KIND[direction]
             row = self.recorded.expect(kind, len(codes), region=region.handle, gain=gain)
             self.recorded.compare(
                 "mvm/inputs", row.offset, codes if codes.dtype == self._dac_dtype else codes.astype(self._dac_dtype)
@@ -120,8 +120,7 @@ class ReplayTester(ArrayTester):
         cells = pulses.cells
         try:
             row = self.recorded.expect(pulses.kind, len(pulses.counts))
-            for name, index in (("row", cells.row), ("column", cells.column), ("array", cells.array)):
-                self.recorded.compare(f"program/{name}", row.offset, index)
+            self._compare_cells("program", row, cells)
             self.recorded.compare("program/counts", row.offset, pulses.counts)
             if self._run.log.shapes[row.shape] != pulses.shape:
                 raise self.recorded.mismatch("the pulse", self._run.log.shapes[row.shape], pulses.shape)
@@ -160,6 +159,10 @@ class ReplayTester(ArrayTester):
     def _check_open(self) -> None:
         if self._closed:
             raise TesterError(f"the recording {self._run.path} is closed; open it again")
+
+    def _compare_cells(self, group: str, row: Row, cells: Cells) -> None:
+        for name, index in (("row", cells.row), ("column", cells.column), ("array", cells.array)):
+            self.recorded.compare(f"{group}/{name}", row.offset, index)
 
     def _readings(self, row: Row, stream: str, shape: tuple[int, ...]) -> Readings:
         self._answered(row)

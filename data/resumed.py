@@ -8,10 +8,10 @@ import numpy as np
 from hil.data.columns import Values
 from hil.data.recorded import Recorded
 from hil.data.reference import Reference
-from hil.data.run import MVM_DIRECTION, Run
+from hil.data.run import Run
 from hil.data.runfile import RunWriter
 from hil.data.schema import NONE, STREAMS
-from hil.protocols.messages import Operation
+from hil.protocols.messages import MVM_DIRECTION, Operation
 
 PLACE = ("array", "row", "column")
 PAYLOAD = {

@@ -10,12 +10,12 @@ from hil.data.replay import ReplayTester
 from hil.instruments.tester import ArrayTester
 from hil.protocols.errors import TesterError
 from hil.protocols.messages import (
+    MVM_KIND,
     Block,
     Capabilities,
     Cells,
     Direction,
     Identity,
-    Operation,
     PulseBatch,
     PulseTrains,
     Readings,
@@ -117,7 +117,7 @@ class RetracingTester(ArrayTester):
         if self._serving:
             raise TesterError("a product is asked for before the checkpoint: the log keeps only a checksum of it")
         position = self._replay.recorded
-        kind = Operation.MVM_FORWARD if direction == Direction.FORWARD else Operation.MVM_BACKWARD
+        kind = MVM_KIND[direction]
         row = position.expect(kind, len(vectors.codes), region=region.handle, gain=gain)
         answer = self._tester.mvm(region, vectors, direction, gain)
         crc = digest(vectors.codes.astype(self._dac_dtype, copy=False), vectors, answer)

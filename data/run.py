@@ -26,6 +26,7 @@ from hil.data.schema import MESSAGES, NONE
 from hil.data.state import U32, Conductances, Layer
 from hil.protocols.errors import DataError, InputError
 from hil.protocols.messages import (
+    MVM_DIRECTION,
     Capabilities,
     Cells,
     Direction,
@@ -42,8 +43,6 @@ from hil.protocols.messages import (
 
 INTERRUPTED = "interrupted"
 """State of a run without a stop."""
-
-MVM_DIRECTION = {Operation.MVM_FORWARD: Direction.FORWARD, Operation.MVM_BACKWARD: Direction.BACKWARD}
 
 
 @dataclass(frozen=True, slots=True)

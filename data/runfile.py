@@ -361,8 +361,7 @@ class RunWriter:
 
 def _rows(group: Any, fields: Iterable[Field]) -> list[tuple[Any, ...]]:
     """What a small table holds."""
-    table = TableReader(group, [field.name for field in fields])
-    return list(zip(*(column[: table.rows].tolist() for column in table.values()), strict=True))
+    return TableReader(group, [field.name for field in fields]).all()
 
 
 def _let_go(journal: JournaledFile, file: Any) -> None:

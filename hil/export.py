@@ -219,8 +219,7 @@ def _rows(file: Any, group: str, fields: Sequence[Field]) -> list[dict[str, Any]
     """The rows of a small table."""
     with data_errors(file.filename, group):
         table = TableReader(file[group], [field.name for field in fields])
-    columns = [table[name][: table.rows].tolist() for name in table]
-    return [dict(zip(table, row, strict=True)) for row in zip(*columns, strict=True)]
+    return [dict(zip(table, row, strict=True)) for row in table.all()]
 
 
 def _head(run: Run, file: Any) -> str:

@@ -106,15 +106,15 @@ def _tester(run: Run, settings: Settings) -> ArrayTester:
         raw = connect(settings.tester, twin_seed(settings))
     if raw.identify().kind == TesterKind.HARDWARE:
         raise InputError(f"{run.path} was made on hardware, which this version cannot resume")
-    _check_same("tester", asdict(run.identity) if run.identity else {}, asdict(raw.identify()))
-    _check_same("tester", asdict(run.capabilities) if run.capabilities else {}, asdict(raw.capabilities()))
+    _check_same(asdict(run.identity) if run.identity else {}, asdict(raw.identify()))
+    _check_same(asdict(run.capabilities) if run.capabilities else {}, asdict(raw.capabilities()))
     return raw
 
 
-def _check_same(what: str, recorded: dict[str, Any], found: dict[str, Any]) -> None:
+def _check_same(recorded: dict[str, Any], found: dict[str, Any]) -> None:
     for key, value in recorded.items():
         if found[key] != value:
-            raise InputError(f"the {what} is another than that of the run: {key} was {value}, is {found[key]}")
+            raise InputError(f"the tester is another than that of the run: {key} was {value}, is {found[key]}")
 
 
 def _check_chip(run: Run, path: Path) -> None:

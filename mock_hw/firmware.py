@@ -11,6 +11,7 @@ from hil.mock_hw.products import largest
 from hil.protocols import limits
 from hil.protocols.errors import LimitError, OperationIdError
 from hil.protocols.messages import (
+    MVM_KIND,
     Block,
     Capabilities,
     Cells,
@@ -71,7 +72,7 @@ class Firmware:
         """Products of a batch of vectors with a region."""
         codes = self._check_vectors(region, vectors, direction, gain)
         full_scale = self.capabilities.mvm_ranges[gain]
-        kind = Operation.MVM_FORWARD if direction == Direction.FORWARD else Operation.MVM_BACKWARD
+        kind = MVM_KIND[direction]
 
         def run() -> Readings:
             out, saturated = self.chip.multiply(region, codes, direction, full_scale)

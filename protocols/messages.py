@@ -61,6 +61,13 @@ class Operation(IntEnum):
     UPDATE = 7
 
 
+MVM_KIND = {Direction.FORWARD: Operation.MVM_FORWARD, Direction.BACKWARD: Operation.MVM_BACKWARD}
+"""The operation that a product in each direction is."""
+
+MVM_DIRECTION = {kind: direction for direction, kind in MVM_KIND.items()}
+"""The direction of each operation that is a product."""
+
+
 class Status(IntEnum):
     """How far an operation got: all of it, its first `done` parts, or nobody knows."""
 
