@@ -124,6 +124,10 @@ class Chip:
         """Drop what is kept ready for products: the next firmware numbers its regions from 0 again."""
         self._tiles.clear()
 
+    def forget_region(self, handle: int) -> None:
+        """Drop what is kept ready for products with one region: it is to be another one."""
+        self._tiles.pop(handle, None)
+
     def _tiles_of(self, region: Region) -> list[Tile]:
         if region.handle not in self._tiles:
             p = self.parameters

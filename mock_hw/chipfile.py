@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from hil.mock_hw import chips
 from hil.mock_hw.array import Chip
-from hil.mock_hw.firmware import Firmware
+from hil.mock_hw.firmware import Firmware, fingerprint
 from hil.mock_hw.physics import CELL
 from hil.protocols.errors import InputError, StorageError
 from hil.protocols.messages import Identity, Operation, Readings, Receipt, Status
@@ -79,6 +79,8 @@ def _write(file: h5py.File, firmware: Firmware, identity: Identity) -> None:
         "normals": chip.normals.state(),
         "last_op_id": firmware.last_op_id,
         "last_operation": firmware.last_operation,
+        "last_content": fingerprint(firmware.last_content),
+        "boots": firmware.boots,
         "receipt": asdict(reply) if isinstance(reply, Receipt) else None,
         "readings": {k: v for k, v in asdict(reply).items() if k != "codes"} if isinstance(reply, Readings) else None,
     }
@@ -119,6 +121,8 @@ def _read(file: h5py.File) -> tuple[Firmware, str, str]:
     chip.now_ns = about["now_ns"]
     firmware = Firmware(chip)
     firmware.last_op_id = about["last_op_id"]
+    firmware.last_content = about.get("last_content", 0)
+    firmware.boots += about.get("boots", 0)
     if about["last_operation"]:
         firmware.last_operation = Operation(about["last_operation"])
     if about["receipt"]:

@@ -1,7 +1,8 @@
 """What a tester's firmware does with a request: check it, run it once, answer it."""
 
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+import zlib
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,10 +26,13 @@ from hil.protocols.messages import (
     Status,
     Vectors,
 )
+from hil.protocols.requests import CutShortError, NoRegionError, State
 
 Reply = TypeVar("Reply", Readings, Receipt)
 MOST_PULSES = 2**22
 """Pulses in one operation, so that their noise fits into memory. CHOSEN."""
+MOST_REGIONS = 1024
+"""Regions that are known at one time. CHOSEN."""
 LONGEST_LIFE = 3.2e9
 """Device time (s) beyond which nothing waits: a hundred years."""
 
@@ -37,24 +41,46 @@ class Firmware:
     """Runs operations on a chip. Each has an id above all before it; the last id gets its stored reply again, a lower
     one is refused.
 
-    Limits are checked before the id is taken, so a refused request leaves no trace.
+    Limits are checked before the id is taken, so a refused request leaves no trace. Ids, the last reply and the count
+    of boots outlive a loss of power, as the chip's cells do; regions do not.
     """
 
     def __init__(self, chip: Chip) -> None:
         self.chip = chip
-        chip.forget_regions()
         self.capabilities: Capabilities = chip.parameters.capabilities()
-        self.regions: list[Region] = []
         self.last_op_id = 0
         self.last_operation: Operation | None = None
         self.last_reply: Readings | Receipt | None = None
+        self.last_content: tuple[Any, ...] | int = 0
+        """What the last operation was asked to do, or `fingerprint` of that."""
+        self.boots = 0
+        self.boot()
 
-    def register(self, blocks: Sequence[Block]) -> Region:
-        """A region of cells to be multiplied; raises `LimitError` if the chip cannot."""
-        limits.check_blocks(self.capabilities, blocks)
-        region = Region(len(self.regions), tuple(blocks))
-        self.regions.append(region)
-        return region
+    def boot(self) -> None:
+        """Power comes on."""
+        self.chip.forget_regions()
+        self.regions: dict[int, Region] = {}
+        self.grounded = True
+        self.boots += 1
+
+    def ground(self) -> None:
+        """Ground all lines, until the next operation."""
+        self.grounded = True
+
+    def state(self) -> State:
+        """Where the chip stands."""
+        return State(self.last_op_id, self.chip.now_ns, self.boots, self.grounded)
+
+    def define(self, region: Region) -> None:
+        """Take a region of cells to be multiplied; raises `LimitError` if the chip cannot."""
+        limits.check_blocks(self.capabilities, region.blocks)
+        if not 0 <= region.handle < MOST_REGIONS:
+            raise LimitError(f"region {region.handle} is outside 0 to {MOST_REGIONS - 1}")
+        known = self.regions.get(region.handle)
+        if known is not None and fingerprint(known.blocks) == fingerprint(region.blocks):
+            return
+        self.chip.forget_region(region.handle)
+        self.regions[region.handle] = region
 
     def read(self, op_id: int, cells: Cells) -> Readings:
         """Conductances of single cells."""
@@ -66,10 +92,13 @@ class Firmware:
             self._spend(len(flat), self.capabilities.durations.read)
             return Readings(op_id, chip.now_ns, codes, "S", chip.read_step, chip.read_offset, saturated)
 
-        return self._once(op_id, Operation.READ, Readings, run)
+        return self._once(op_id, Operation.READ, (cells,), Readings, run)
 
-    def mvm(self, op_id: int, region: Region, vectors: Vectors, direction: Direction, gain: int) -> Readings:
+    def mvm(self, op_id: int, handle: int, vectors: Vectors, direction: Direction, gain: int) -> Readings:
         """Products of a batch of vectors with a region."""
+        region = self.regions.get(handle)
+        if region is None:
+            raise NoRegionError(f"region {handle} is not defined here")
         codes = self._check_vectors(region, vectors, direction, gain)
         full_scale = self.capabilities.mvm_ranges[gain]
         kind = MVM_KIND[direction]
@@ -79,10 +108,12 @@ class Firmware:
             self._spend(len(codes), self.capabilities.durations.mvm)
             return Readings(op_id, self.chip.now_ns, out, "A", full_scale / self.capabilities.adc_top, 0, saturated)
 
-        return self._once(op_id, kind, Readings, run)
+        return self._once(op_id, kind, (handle, gain, codes), Readings, run)
 
-    def program(self, op_id: int, pulses: PulseBatch) -> Receipt:
-        """SET or RESET pulses."""
+    def program(self, op_id: int, pulses: PulseBatch, power_fails_after: int | None = None) -> Receipt:
+        """SET or RESET pulses. Power may fail after the first so many cells: then it boots, and raises
+        `CutShortError`.
+        """
         self._check_pulses(pulses)
         flat = self._locate(pulses.cells)
         total = int(pulses.counts.sum())
@@ -94,7 +125,15 @@ class Firmware:
             saturated = self.chip.program(pulses, flat)
             return Receipt(op_id, self.chip.now_ns, Status.COMPLETE, total, saturated)
 
-        return self._once(op_id, pulses.kind, Receipt, run)
+        def run_in_part() -> Receipt:
+            part = slice(power_fails_after)
+            self._spend(int(pulses.counts[part].sum()), duration)
+            self.chip.program(pulses[part], flat[part])
+            self.boot()
+            raise CutShortError("power failed")
+
+        content = (pulses.cells, pulses.counts)
+        return self._once(op_id, pulses.kind, content, Receipt, run if power_fails_after is None else run_in_part)
 
     def wait(self, op_id: int, seconds: float) -> Receipt:
         """Device time passes."""
@@ -105,19 +144,29 @@ class Firmware:
             self._spend(1, seconds)
             return Receipt(op_id, self.chip.now_ns, Status.COMPLETE, 0)
 
-        return self._once(op_id, Operation.WAIT, Receipt, run)
+        return self._once(op_id, Operation.WAIT, (seconds,), Receipt, run)
 
-    def _once(self, op_id: int, operation: Operation, kind: type[Reply], run: Callable[[], Reply]) -> Reply:
+    def _once(
+        self, op_id: int, operation: Operation, content: tuple[Any, ...], kind: type[Reply], run: Callable[[], Reply]
+    ) -> Reply:
         if op_id <= self.last_op_id:
-            again = op_id == self.last_op_id and operation == self.last_operation
-            if again and isinstance(self.last_reply, kind):
-                return self.last_reply
-            raise OperationIdError(f"operation id {op_id} was used before; the last was {self.last_op_id}")
+            return self._again(op_id, operation, content, kind)
         # An operation that is cut short keeps its id and has no reply to repeat.
         self.last_op_id, self.last_operation, self.last_reply = op_id, operation, None
+        self.last_content = content
+        self.grounded = False
         reply = run()
         self.last_reply = reply
         return reply
+
+    def _again(self, op_id: int, operation: Operation, content: tuple[Any, ...], kind: type[Reply]) -> Reply:
+        if op_id < self.last_op_id:
+            raise OperationIdError(f"operation id {op_id} was used before; the last was {self.last_op_id}")
+        if operation != self.last_operation or fingerprint(content) != fingerprint(self.last_content):
+            raise OperationIdError(f"operation id {op_id} was used for another operation")
+        if not isinstance(self.last_reply, kind):
+            raise CutShortError(f"operation {op_id} was cut short: how far it got is not known")
+        return self.last_reply
 
     def _spend(self, count: int, seconds: float) -> None:
         self.chip.advance(round(count * seconds * 1e9))
@@ -127,8 +176,6 @@ class Firmware:
         return self.chip.locate(cells)
 
     def _check_vectors(self, region: Region, vectors: Vectors, direction: Direction, gain: int) -> Codes:
-        if region.handle >= len(self.regions) or self.regions[region.handle] is not region:
-            raise LimitError(f"region {region.handle} is not registered here")
         limits.check_vectors(self.capabilities, region, vectors, direction, gain)
         limits.check_codes(self.capabilities, largest(vectors.codes))
         return np.ascontiguousarray(vectors.codes, self.capabilities.dac_dtype)
@@ -144,3 +191,22 @@ class Firmware:
         nominal = c.set_pulse if pulses.kind == Operation.SET else c.reset_pulse
         if pulses.shape != nominal:
             raise LimitError(f"the twin has no data for a {pulses.kind.name} pulse of {pulses.shape}; only {nominal}")
+
+
+def fingerprint(content: Any) -> int:
+    """CRC-32 of what an operation was asked to do; a number is taken for one."""
+    return content if isinstance(content, int) else zlib.crc32(_flat(content))
+
+
+def _flat(content: Any) -> bytes:
+    """Everything in nested tuples and messages, as bytes."""
+    if isinstance(content, np.ndarray):
+        return content.tobytes()
+    if isinstance(content, Cells):
+        return content.array.tobytes() + content.row.tobytes() + content.column.tobytes()
+    if isinstance(content, Block):
+        lines = (content.rows, content.columns, content.partners)
+        return _flat((*lines, content.array, content.row_offset, content.column_offset))
+    if isinstance(content, tuple):
+        return b"".join(_flat(item) + b";" for item in content)
+    return repr(content).encode()

@@ -30,6 +30,7 @@ class TwinTester(ArrayTester):
         self._firmware = firmware
         self._identity = Identity("PCM-HIL", name, "twin", "1", chip_id, TesterKind.TWIN)
         self._path = path
+        self._regions: list[Region] = []
         self._closed = False
 
     def identify(self) -> Identity:
@@ -39,10 +40,13 @@ class TwinTester(ArrayTester):
         return self._firmware.capabilities
 
     def register(self, blocks: Sequence[Block]) -> Region:
-        return self._open().register(blocks)
+        region = Region(len(self._regions), tuple(blocks))
+        self._open().define(region)
+        self._regions.append(region)
+        return region
 
     def regions(self) -> tuple[Region, ...]:
-        return tuple(self._firmware.regions)
+        return tuple(self._regions)
 
     def read(self, cells: Cells) -> Readings:
         firmware = self._open()
@@ -50,7 +54,9 @@ class TwinTester(ArrayTester):
 
     def mvm(self, region: Region, vectors: Vectors, direction: Direction, gain: int) -> Readings:
         firmware = self._open()
-        return firmware.mvm(firmware.last_op_id + 1, region, vectors, direction, gain)
+        if region.handle >= len(self._regions) or self._regions[region.handle] is not region:
+            raise LimitError(f"region {region.handle} is not registered here")
+        return firmware.mvm(firmware.last_op_id + 1, region.handle, vectors, direction, gain)
 
     def program(self, pulses: PulseBatch) -> Receipt:
         firmware = self._open()

@@ -22,6 +22,7 @@ from hil.protocols.messages import (
     PulseBatch,
     Readings,
     Receipt,
+    Region,
     TesterKind,
     Vectors,
 )
@@ -60,12 +61,12 @@ def _read(cells: Cells) -> Step:
 
 
 def _multiply(codes: Any) -> Step:
-    return lambda f, n: f.mvm(n, f.regions[0], Vectors(codes, np.ones(7, np.float32)), Direction.FORWARD, 4)
+    return lambda f, n: f.mvm(n, 0, Vectors(codes, np.ones(7, np.float32)), Direction.FORWARD, 4)
 
 
 def register(firmware: Firmware) -> None:
     lines = np.arange(8, dtype=np.uint16)
-    firmware.register([Block(1, np.arange(20, dtype=np.uint16), lines, lines + np.uint16(8), 0, 0)])
+    firmware.define(Region(0, (Block(1, np.arange(20, dtype=np.uint16), lines, lines + np.uint16(8), 0, 0),)))
 
 
 def bytes_of(answer: Readings | Receipt | None) -> tuple[str, bytes]:

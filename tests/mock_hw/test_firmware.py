@@ -20,8 +20,10 @@ from hil.protocols.messages import (
     PulseBatch,
     Readings,
     Receipt,
+    Region,
     Vectors,
 )
+from hil.protocols.requests import CutShortError
 
 MakeChip = Callable[..., Chip]
 CELLS = Cells.of(0, np.arange(40), 3)
@@ -32,7 +34,7 @@ BLOCK = Block(0, np.arange(20, dtype=np.uint16), np.array([3], np.uint16), np.ar
 def make_firmware(make_chip: MakeChip) -> Callable[[], Firmware]:
     def make() -> Firmware:
         firmware = Firmware(make_chip())
-        firmware.register([BLOCK])
+        firmware.define(Region(0, (BLOCK,)))
         return firmware
 
     return make
@@ -60,7 +62,7 @@ def reset(firmware: Firmware, op_id: int) -> Receipt:
 def multiply(firmware: Firmware, op_id: int, way: Direction = Direction.FORWARD) -> Readings:
     region = firmware.regions[0]
     vectors = Vectors(np.full((5, region.inputs(way)), 100, np.int8), np.ones(5, np.float32))
-    return firmware.mvm(op_id, region, vectors, way, 6)
+    return firmware.mvm(op_id, 0, vectors, way, 6)
 
 
 def multiply_back(firmware: Firmware, op_id: int) -> Readings:
@@ -71,7 +73,21 @@ def wait(firmware: Firmware, op_id: int) -> Receipt:
     return firmware.wait(op_id, 2.5)
 
 
+def multiply_with_another_gain(firmware: Firmware, op_id: int) -> Readings:
+    vectors = Vectors(np.full((5, 20), 100, np.int8), np.ones(5, np.float32))
+    return firmware.mvm(op_id, 0, vectors, Direction.FORWARD, 5)
+
+
+def read_others(firmware: Firmware, op_id: int) -> Readings:
+    return firmware.read(op_id, CELLS[1:])
+
+
+def wait_longer(firmware: Firmware, op_id: int) -> Receipt:
+    return firmware.wait(op_id, 2.6)
+
+
 OPERATIONS = [read, pulse, reset, multiply, multiply_back, wait]
+OTHER_CONTENT = [(read, read_others), (multiply, multiply_with_another_gain), (wait, wait_longer)]
 
 
 def state(firmware: Firmware) -> tuple[Any, ...]:
@@ -110,7 +126,7 @@ def test_an_id_below_the_last_is_refused(
     assert state(firmware) == before
 
 
-@pytest.mark.parametrize(("first", "second"), list(itertools.permutations(OPERATIONS, 2)))
+@pytest.mark.parametrize(("first", "second"), [*itertools.permutations(OPERATIONS, 2), *OTHER_CONTENT])
 def test_an_id_that_comes_back_for_another_operation_is_refused(
     firmware: Firmware, first: Callable[[Firmware, int], Any], second: Callable[[Firmware, int], Any]
 ) -> None:
@@ -133,9 +149,7 @@ def test_limits_are_checked_before_an_id_is_taken(firmware: Firmware) -> None:
         lambda: firmware.program(1, pulses),
         lambda: firmware.program(1, replace(pulses, cells=CELLS[:0])),
         lambda: firmware.wait(1, -1.0),
-        lambda: firmware.mvm(
-            1, firmware.regions[0], Vectors(np.zeros((1, 3), np.int8), np.ones(1, np.float32)), Direction.FORWARD, 0
-        ),
+        lambda: firmware.mvm(1, 0, Vectors(np.zeros((1, 3), np.int8), np.ones(1, np.float32)), Direction.FORWARD, 0),
     ):
         with pytest.raises(LimitError):
             refused()
@@ -151,7 +165,7 @@ def test_an_operation_that_is_cut_short_is_neither_repeated_nor_answered_with_an
     with pytest.raises(KeyboardInterrupt):
         read(firmware, 2)
     mocker.stop(cut)
-    with pytest.raises(OperationIdError):
+    with pytest.raises(CutShortError):
         read(firmware, 2)
     assert read(firmware, 3).op_id == 3
 
@@ -194,3 +208,14 @@ def test_cells_with_index_vectors_of_different_lengths_are_refused(firmware: Fir
     with pytest.raises(LimitError, match=r"\(40, 39, 40\) arrays, rows and columns"):
         firmware.read(1, Cells(CELLS.array, CELLS.row[1:], CELLS.column))
     assert firmware.last_op_id == 0
+
+
+def test_a_reboot_in_mid_batch_leaves_its_first_cells_pulsed_and_the_operation_in_doubt(firmware: Firmware) -> None:
+    before = firmware.read(1, CELLS).values()
+    pulses = PulseBatch(CELLS, Operation.SET, np.full(40, 5, np.uint16), firmware.capabilities.set_pulse)
+    with pytest.raises(CutShortError):
+        firmware.program(2, pulses, power_fails_after=15)
+    assert (firmware.boots, firmware.regions, firmware.grounded) == (2, {}, True)
+    with pytest.raises(CutShortError):
+        firmware.program(2, pulses)
+    assert np.array_equal(firmware.read(3, CELLS).values() > before + 1e-6, np.arange(40) < 15)

@@ -1,0 +1,270 @@
+"""The grammar of SCPI messages (IEEE 488.2, chapters 7 and 8): units, parameters, blocks, long and short forms."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+
+from hil.protocols.payloads import Buffer
+from hil.protocols.requests import Fault, ProtocolError
+
+LARGEST_BLOCK = 1 << 28
+"""Bytes of a block; a longer one overruns the input buffer."""
+LONGEST_TEXT = 1 << 16
+"""Bytes of a message outside its blocks."""
+
+_END = re.compile(rb'\n|#[0-9]|"[^"\n]*"?|\'[^\'\n]*\'?')
+_BREAK = re.compile(rb'[;,]|#[1-9]|"[^"\n]*"|\'[^\'\n]*\'')
+_NUMBER = re.compile(rb"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$")
+_HEX = {b"H": 16, b"Q": 8, b"B": 2}
+
+
+class MessageReader:
+    """Takes bytes as they come, and gives whole messages: up to a newline that is in no block and no string."""
+
+    def __init__(self, longest_text: int = LONGEST_TEXT, largest_block: int = LARGEST_BLOCK) -> None:
+        self._longest_text, self._largest_block = longest_text, largest_block
+        self._buffer = bytearray()
+        self._start_again()
+
+    def _start_again(self) -> None:
+        self._at = 0  # all before it has been looked at
+        self._in_blocks = 0
+        self._need = 0  # length of the buffer up to the end of a block that is coming
+
+    @property
+    def partial(self) -> bool:
+        """Whether a message has begun and is not complete."""
+        return bool(self._buffer)
+
+    @property
+    def in_block(self) -> bool:
+        """Whether the rest of a block is awaited."""
+        return self._need > len(self._buffer)
+
+    def clear(self) -> None:
+        """Forget what is not complete."""
+        self._buffer.clear()
+        self._start_again()
+
+    def text(self) -> bytes:
+        """The beginning of what is not complete."""
+        return bytes(self._buffer[:200])
+
+    def feed(self, data: Buffer) -> None:
+        """Take bytes."""
+        self._buffer += data
+
+    def messages(self) -> Iterator[bytes]:
+        """The messages that are complete, without their newline. Raises `ProtocolError` where one is too long, and
+        forgets it.
+        """
+        while not self.in_block:
+            stop = self._find_end()
+            if stop is None:
+                return
+            with memoryview(self._buffer) as view:
+                message = bytes(view[:stop])
+            del self._buffer[: stop + 1]
+            self._start_again()
+            yield message
+
+    def _find_end(self) -> int | None:
+        """Position of the newline that ends the message; None where it has not come yet."""
+        while (found := _END.search(self._buffer, self._at)) is not None:
+            what = found.group()
+            if what == b"\n":
+                return found.start()
+            if what[:1] == b"#":
+                if not self._pass_block(found.start()):
+                    return None
+            elif len(what) > 1 and what[-1] == what[0]:
+                self._at = found.end()
+            elif found.end() == len(self._buffer):
+                break  # the rest of the string may come
+            else:
+                self._at = found.start() + 1  # a quote that is never closed in its line is none
+        self._check_length()
+        return None
+
+    def _pass_block(self, start: int) -> bool:
+        """Go behind the block at `start`; False where it is not all there."""
+        digits = self._buffer[start + 1] - ord("0")
+        header = self._buffer[start + 2 : start + 2 + digits]
+        if digits == 0 or (header and not header.isdigit()):
+            self._at = start + 2  # no definite-length block: what it is, its reader will say
+            return True
+        if len(header) < digits:
+            return False
+        size = int(header)
+        if size > self._largest_block:
+            self.clear()
+            raise ProtocolError(Fault.INPUT_OVERRUN, f"a block of {size} bytes is beyond {self._largest_block}")
+        self._at = self._need = start + 2 + digits + size
+        self._in_blocks += size
+        return self._need <= len(self._buffer)
+
+    def _check_length(self) -> None:
+        size = len(self._buffer) - self._in_blocks
+        if size > self._longest_text and not self.in_block:
+            self.clear()
+            raise ProtocolError(Fault.INPUT_OVERRUN, f"{size} bytes without a newline are beyond {self._longest_text}")
+
+
+@dataclass(frozen=True, slots=True)
+class Element:
+    """A parameter or a field of a reply: its text without blanks, the data of its block if it is one, and where in the
+    message it begins.
+    """
+
+    text: bytes
+    block: memoryview | None
+    start: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """A message unit: its elements, the bytes of its message, and where in them it begins.
+
+    In a command, the header stands before the first element's text.
+    """
+
+    elements: list[Element]
+    message: memoryview
+    start: int
+
+    def checked(self) -> memoryview:
+        """What the checksum in the last element covers: from the unit's first character to the comma before it."""
+        return self.message[self.start : self.elements[-1].start - 1]
+
+
+def split(message: bytes) -> list[Unit]:
+    """The units of a message. Raises `ProtocolError` on a block that is none."""
+    view = memoryview(message)
+    units: list[Unit] = []
+    elements: list[Element] = []
+    start = unit_start = at = 0
+    text_stop = -1  # where the text of an element that is a block ends
+    block: memoryview | None = None
+    end = len(message)
+    while True:
+        found = _BREAK.search(message, at)
+        position = found.start() if found else end
+        what = message[position : position + 1]
+        at = found.end() if found else end
+        if what in (b'"', b"'"):
+            continue
+        if what == b"#":
+            if block is not None:
+                raise ProtocolError(Fault.INVALID_BLOCK, "a block is followed by something else than a separator")
+            text_stop = position
+            block, at = _block(view, position)
+            continue
+        elements.append(_element(message, start, position, text_stop, block))
+        start, block = at, None
+        if what != b",":
+            units.append(Unit(elements, view, _skip_blanks(message, unit_start)))
+            elements, unit_start = [], at
+        if found is None:
+            return units
+
+
+def _element(message: bytes, start: int, stop: int, text_stop: int, block: memoryview | None) -> Element:
+    if block is None:
+        return Element(message[start:stop].strip(), None, start)
+    rest = text_stop + 2 + (message[text_stop + 1] - ord("0")) + len(block)
+    if message[rest:stop].strip():
+        raise ProtocolError(Fault.INVALID_BLOCK, f"{message[rest:stop][:20]!r} follows a block")
+    return Element(message[start:text_stop].strip(), block, start)
+
+
+def _skip_blanks(message: bytes, start: int) -> int:
+    while message[start : start + 1].isspace():
+        start += 1
+    return start
+
+
+def _block(view: memoryview, start: int) -> tuple[memoryview, int]:
+    """The data of the definite-length block at `start`, and where it ends."""
+    digits = view[start + 1] - ord("0")
+    first = start + 2 + digits
+    header = bytes(view[start + 2 : first])
+    if len(header) < digits or not header.isdigit():
+        raise ProtocolError(Fault.INVALID_BLOCK, f"block length {header!r} is not {digits} digits")
+    stop = first + int(header)
+    if stop > len(view):
+        raise ProtocolError(Fault.INVALID_BLOCK, f"a block of {int(header)} bytes has only {len(view) - first}")
+    return view[first:stop], stop
+
+
+def block_header(size: int) -> bytes:
+    """What stands before a definite-length block of so many bytes."""
+    digits = b"%d" % size
+    return b"#%d%s" % (len(digits), digits)
+
+
+def quoted(text: str) -> bytes:
+    """A string of ASCII characters, in double quotes."""
+    printable = "".join(character if 32 <= ord(character) < 127 else "?" for character in text)
+    return b'"' + printable.replace('"', '""').encode() + b'"'
+
+
+def unquoted(text: bytes) -> str:
+    """What is in a quoted string."""
+    return text[1:-1].replace(b'""', b'"').decode("ascii", "replace")
+
+
+def integer(text: bytes) -> int:
+    """A whole number: decimal, or #H, #Q, #B. Raises `ProtocolError` on anything else."""
+    if text[:1] == b"#" and text[1:2].upper() in _HEX and text[2:].isalnum():
+        try:
+            return int(text[2:], _HEX[text[1:2].upper()])
+        except ValueError:
+            raise ProtocolError(Fault.DATA_TYPE, f"{_shown(text)} is no number") from None
+    value = number(text)
+    if not value.is_integer():
+        raise ProtocolError(Fault.DATA_TYPE, f"{_shown(text)} is no whole number")
+    return int(text) if text.lstrip(b"+-").isdigit() else int(value)
+
+
+def number(text: bytes) -> float:
+    """A decimal number without a suffix. Raises `ProtocolError` on anything else."""
+    if _NUMBER.match(text):
+        return float(text)
+    if not text:
+        raise ProtocolError(Fault.MISSING_PARAMETER, "a parameter is empty")
+    if text[:1].isdigit():
+        raise ProtocolError(Fault.SUFFIX, f"{_shown(text)}: give the number in SI units, without a suffix")
+    raise ProtocolError(Fault.DATA_TYPE, f"{_shown(text)} where a number is expected")
+
+
+def choice(text: bytes, *patterns: str) -> int:
+    """Which of the words is meant, in its long or short form ("RESet"). Raises `ProtocolError` if none is."""
+    word = text.upper()
+    for index, pattern in enumerate(patterns):
+        if word in (pattern.upper().encode(), short(pattern).encode()):
+            return index
+    raise ProtocolError(Fault.ILLEGAL_VALUE, f"{_shown(text)} is none of {', '.join(patterns)}")
+
+
+def _shown(text: bytes) -> str:
+    return text[:30].decode("ascii", "replace")
+
+
+def short(word: str) -> str:
+    """The short form of a word: its capital letters, and what is no letter."""
+    return "".join(character for character in word if not character.islower())
+
+
+def forms(pattern: str) -> Iterator[str]:
+    """All ways to write a header in capital letters: each word long or short, words in brackets or not at all.
+
+    "SYSTem:ERRor[:NEXT]?" gives SYSTEM:ERROR:NEXT?, SYST:ERR? and so on.
+    """
+    query = "?" if pattern.endswith("?") else ""
+    words = re.findall(r"\[:?(\w+)\]|([*\w]+)", pattern)
+    choices = [
+        {optional.upper(), short(optional), ""} if optional else {word.upper(), short(word)} for optional, word in words
+    ]
+    for combination in product(*choices):
+        yield ":".join(word for word in combination if word) + query
