@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
+from hil.protocols.errors import InputError
 from hil.protocols.messages import (
     Block,
     Capabilities,
@@ -79,6 +80,15 @@ class ArrayTester(ABC):
     def memory(self) -> bytes | None:
         """All that tester and chip remember, where they exist in this process only; None where they outlive it."""
         return None
+
+    def continue_after(self, op_id: int) -> None:
+        """Of a tester that outlives the process: the next operation takes `op_id` + 1, though the chip may have begun
+        one of that id already; then its stored answer is given, nothing is repeated.
+
+        Raises InputError where the chip's last id is neither `op_id` nor `op_id` + 1: it was used since, or has
+        forgotten.
+        """
+        raise InputError("this tester cannot tell what became of its last operation, so the run cannot be resumed")
 
     def __enter__(self) -> Self:
         return self

@@ -37,6 +37,7 @@ from hil.protocols.requests import (
     GetState,
     Ground,
     Multiply,
+    OperationRequest,
     Program,
     ProtocolError,
     Read,
@@ -212,13 +213,17 @@ def decode_request(frame: Frame) -> Request:
     if kind is None:
         raise ProtocolError(Fault.UNDEFINED_HEADER, f"command 0x{frame.command:02x} is not known")
     try:
-        return _REQUEST_PARSERS[kind](frame.payload)
+        request = _REQUEST_PARSERS[kind](frame.payload)
     except (struct.error, ValueError, InputError) as error:
         raise ProtocolError(Fault.INVALID_BLOCK, f"payload of {kind.__name__}: {error}") from error
+    if isinstance(request, OperationRequest) and request.op_id >> 63:
+        raise ProtocolError(Fault.OUT_OF_RANGE, f"operation id {request.op_id} is outside 0 to 2^63 - 1")
+    return request
 
 
 def _read(data: Buffer) -> Request:
-    return Read(*READ.unpack_from(data), payloads.cells_of(data[READ.size :]))
+    (op_id,) = READ.unpack_from(data)
+    return Read(op_id, payloads.cells_of(data[READ.size :]))
 
 
 def _multiply(data: Buffer) -> Request:
@@ -236,6 +241,8 @@ def _program(data: Buffer) -> Request:
 def _update(data: Buffer) -> Request:
     op_id, region, polarity, slots, size = UPDATE.unpack_from(data)
     rest = data[UPDATE.size :]
+    if size > len(rest):
+        raise ProtocolError(Fault.INVALID_BLOCK, f"rows of {size} bytes in a payload that has {len(rest)} for trains")
     return Update(op_id, region, payloads.trains_of(rest[:size], rest[size:], slots, polarity))
 
 

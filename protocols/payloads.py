@@ -99,7 +99,7 @@ def codes_of(data: Buffer, kind: int, rows: int | None = None) -> Codes:
     values = _array(data, CODE_TYPES[kind])
     if rows is None:
         return values
-    if rows < 1 or len(values) % rows:
+    if rows < 1 or not len(values) or len(values) % rows:
         raise ProtocolError(Fault.INVALID_BLOCK, f"{len(values)} codes cannot be shared among {rows} vectors")
     return values.reshape(rows, -1)
 
@@ -108,8 +108,8 @@ def trains_of(rows: Buffer, columns: Buffer, slots: int, polarity: int) -> Pulse
     """Pulse trains of so many slots."""
     if slots < 1 or len(rows) % slots or len(columns) % slots:
         raise ProtocolError(Fault.INVALID_BLOCK, f"{len(rows)} and {len(columns)} bytes cannot be {slots} slots")
-    shaped = (_array(part, np.dtype("u1")).reshape(slots, -1) for part in (rows, columns))
-    return PulseTrains(*shaped, polarity)
+    byte = np.dtype("u1")
+    return PulseTrains(_array(rows, byte).reshape(slots, -1), _array(columns, byte).reshape(slots, -1), polarity)
 
 
 def _array(data: Buffer, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
@@ -128,7 +128,7 @@ def description_of(data: Buffer) -> Description:
     try:
         found = json.loads(bytes(data))
         return Description(_identity(found["identity"]), _capabilities(found["capabilities"]))
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ProtocolError(Fault.INVALID_BLOCK, f"the tester's description cannot be read: {error!r}") from error
 
 

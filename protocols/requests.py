@@ -141,6 +141,7 @@ PROGRAMMING = (Program, Update)
 class Fault(IntEnum):
     """Why a tester refuses. Negative numbers are those of SCPI-99, volume 2, chapter 21; positive ones are ours."""
 
+    INVALID_CHARACTER = -101
     SYNTAX = -102
     DATA_TYPE = -104
     TOO_MANY = -108
@@ -163,6 +164,7 @@ class Fault(IntEnum):
 
 
 FAULT_TEXT = {
+    Fault.INVALID_CHARACTER: "Invalid character",
     Fault.SYNTAX: "Syntax error",
     Fault.DATA_TYPE: "Data type error",
     Fault.TOO_MANY: "Parameter not allowed",

@@ -1,8 +1,8 @@
 """The text codec: requests and replies as SCPI messages, with arrays in IEEE 488.2 definite-length blocks.
 
 Every command of ours is a query that answers when it is done. Where a command has a checksum, it is its last parameter:
-the CRC-32 of the command from its first character to the comma before the checksum. Replies likewise. Command by
-command, with examples: `protocols/README.md`.
+the CRC-32 of the command from the first letter of its header (behind a leading colon) to the comma before the checksum.
+Replies likewise. Command by command, with examples: `protocols/README.md`.
 """
 
 import zlib
@@ -56,6 +56,7 @@ from hil.protocols.scpi_syntax import (
 
 DIRECTIONS = ("FORWard", "BACKward")
 PULSES = {"SET": Operation.SET, "RESet": Operation.RESET}
+PULSE_WORDS = {Operation.SET: b"SET", Operation.RESET: b"RES"}
 STATUSES = ("COMPlete", "PARTial", "UNKNown")
 ERROR_QUERY = b"SYST:ERR?"
 
@@ -104,15 +105,19 @@ def _operation(request: OperationRequest) -> list[Buffer]:
         case Program(op_id, pulses):
             s, cells = pulses.shape, pulses.cells
             data = payloads.lines(cells.array, cells.row, cells.column, pulses.counts)
-            kind = b"SET" if pulses.kind == Operation.SET else b"RES"
-            shape = f"{s.amplitude!r},{s.width!r},{s.rise!r},{s.fall!r}".encode()
-            return [b"ARR:PROG? %d,%s,%s," % (op_id, kind, shape) + block_header(len(data)), data]
+            shape = b",".join(map(_real, (s.amplitude, s.width, s.rise, s.fall)))
+            return [b"ARR:PROG? %d,%s,%s," % (op_id, PULSE_WORDS[pulses.kind], shape) + block_header(len(data)), data]
         case Update(op_id, region, trains):
             head = b"ARR:UPD? %d,%d,%d,%d," % (op_id, region, trains.polarity, len(trains.rows))
             rows, columns = trains.rows.tobytes(), trains.columns.tobytes()
             return [head + block_header(len(rows)), rows, b"," + block_header(len(columns)), columns]
         case Wait(op_id, seconds):
-            return [f"ARR:WAIT? {op_id},{seconds!r}".encode()]
+            return [b"ARR:WAIT? %d,%s" % (op_id, _real(seconds))]
+
+
+def _real(value: float) -> bytes:
+    """A number with as many digits as bring back the same float; numpy's floats would print their type."""
+    return repr(float(value)).encode()
 
 
 def _checked(parts: list[Buffer]) -> list[Buffer]:
@@ -228,7 +233,7 @@ def encode_reply(reply: Reply) -> list[Buffer]:
 def _readings_parts(reply: Readings) -> list[Buffer]:
     kind = CODE_NAMES[payloads.code_type(reply.codes)]
     status = STATUSES[reply.status][:4]
-    head = f"{reply.op_id},{reply.time_ns},{status},{reply.saturated},{reply.scale!r},{reply.offset},"
+    head = f"{reply.op_id},{reply.time_ns},{status},{reply.saturated},{float(reply.scale)!r},{reply.offset},"
     codes = reply.codes
     head += f'"{reply.unit}",{kind},'
     return [head.encode() + block_header(codes.nbytes), codes.tobytes()]
@@ -268,8 +273,8 @@ def _reply(request: Request, fields: list[Element]) -> Reply:
             op_id, time_ns, status, done, saturated = (field.text for field in fields)
             return Receipt(int(op_id), int(time_ns), Status(choice(status, *STATUSES)), int(done), int(saturated))
         case GetState():
-            last, time_ns, boot, grounded = (int(field.text) for field in fields)
-            return State(last, time_ns, boot, bool(grounded))
+            last, now, boot, grounded = (int(field.text) for field in fields)
+            return State(last, now, boot, bool(grounded))
         case Describe():
             return payloads.description_of(block(fields[0]))
         case Echo():

@@ -3,19 +3,24 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
+from typing import NamedTuple
 
 from hil.protocols.payloads import Buffer
 from hil.protocols.requests import Fault, ProtocolError
 
 LARGEST_BLOCK = 1 << 28
-"""Bytes of a block; a longer one overruns the input buffer."""
+"""Bytes in the blocks of a message; more overrun the input buffer."""
 LONGEST_TEXT = 1 << 16
 """Bytes of a message outside its blocks."""
 
 _END = re.compile(rb'\n|#[0-9]|"[^"\n]*"?|\'[^\'\n]*\'?')
-_BREAK = re.compile(rb'[;,]|#[1-9]|"[^"\n]*"|\'[^\'\n]*\'')
+_OPAQUE = re.compile(rb'#[1-9]|(?:"[^"\n]*")+|(?:\'[^\'\n]*\')+')
+_HOLE = b"\0"
+_HASH = ord("#")
 _NUMBER = re.compile(rb"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$")
+_BEFORE_HEADER = (b" ", b"\t", b":")
 _HEX = {b"H": 16, b"Q": 8, b"B": 2}
 
 
@@ -97,9 +102,9 @@ class MessageReader:
         if len(header) < digits:
             return False
         size = int(header)
-        if size > self._largest_block:
+        if self._in_blocks + size > self._largest_block:
             self.clear()
-            raise ProtocolError(Fault.INPUT_OVERRUN, f"a block of {size} bytes is beyond {self._largest_block}")
+            raise ProtocolError(Fault.INPUT_OVERRUN, f"a block of {size} bytes is beyond {self._largest_block} in all")
         self._at = self._need = start + 2 + digits + size
         self._in_blocks += size
         return self._need <= len(self._buffer)
@@ -111,7 +116,7 @@ class MessageReader:
             raise ProtocolError(Fault.INPUT_OVERRUN, f"{size} bytes without a newline are beyond {self._longest_text}")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Element:
     """A parameter or a field of a reply: its text without blanks, the data of its block if it is one, and where in the
     message it begins.
@@ -122,7 +127,7 @@ class Element:
     start: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Unit:
     """A message unit: its elements, the bytes of its message, and where in them it begins.
 
@@ -134,52 +139,69 @@ class Unit:
     start: int
 
     def checked(self) -> memoryview:
-        """What the checksum in the last element covers: from the unit's first character to the comma before it."""
+        """What the checksum in the last element covers: from the unit's first letter to the comma before it."""
         return self.message[self.start : self.elements[-1].start - 1]
+
+
+class _Opaque(NamedTuple):
+    """A block or a string: what stands between separators and holds none."""
+
+    block: memoryview | None
+    text: bytes
+    size: int
 
 
 def split(message: bytes) -> list[Unit]:
     """The units of a message. Raises `ProtocolError` on a block that is none."""
     view = memoryview(message)
+    text, opaque = _without_opaque(message, view)
     units: list[Unit] = []
-    elements: list[Element] = []
-    start = unit_start = at = 0
-    text_stop = -1  # where the text of an element that is a block ends
-    block: memoryview | None = None
-    end = len(message)
-    while True:
-        found = _BREAK.search(message, at)
-        position = found.start() if found else end
-        what = message[position : position + 1]
-        at = found.end() if found else end
-        if what in (b'"', b"'"):
-            continue
-        if what == b"#":
-            if block is not None:
-                raise ProtocolError(Fault.INVALID_BLOCK, "a block is followed by something else than a separator")
-            text_stop = position
-            block, at = _block(view, position)
-            continue
-        elements.append(_element(message, start, position, text_stop, block))
-        start, block = at, None
-        if what != b",":
-            units.append(Unit(elements, view, _skip_blanks(message, unit_start)))
-            elements, unit_start = [], at
-        if found is None:
-            return units
+    at = 0
+    for unit in text.split(b";"):
+        elements: list[Element] = []
+        start = at
+        for element in unit.split(b","):
+            if _HOLE in element:
+                part = opaque.pop(0)
+                elements.append(_element(element, part, at))
+                at += part.size - len(_HOLE)
+            else:
+                elements.append(Element(element.strip(), None, at))
+            at += len(element) + 1
+        units.append(Unit(elements, view, _first_letter(message, start)))
+    return units
 
 
-def _element(message: bytes, start: int, stop: int, text_stop: int, block: memoryview | None) -> Element:
-    if block is None:
-        return Element(message[start:stop].strip(), None, start)
-    rest = text_stop + 2 + (message[text_stop + 1] - ord("0")) + len(block)
-    if message[rest:stop].strip():
-        raise ProtocolError(Fault.INVALID_BLOCK, f"{message[rest:stop][:20]!r} follows a block")
-    return Element(message[start:text_stop].strip(), block, start)
+def _without_opaque(message: bytes, view: memoryview) -> tuple[bytes, list[_Opaque]]:
+    """The message with a hole in the place of each block and string, and these."""
+    texts: list[bytes] = []
+    opaque: list[_Opaque] = []
+    at = 0
+    while (found := _OPAQUE.search(message, at)) is not None:
+        start = found.start()
+        texts.append(message[at:start])
+        if message[start] == _HASH:
+            block, at = _block(view, start)
+            opaque.append(_Opaque(block, b"", at - start))
+        else:
+            at = found.end()
+            opaque.append(_Opaque(None, found.group(), at - start))
+    texts.append(message[at:])
+    if any(_HOLE in text for text in texts):
+        raise ProtocolError(Fault.INVALID_CHARACTER, "a byte 0 outside a block")
+    return _HOLE.join(texts), opaque
 
 
-def _skip_blanks(message: bytes, start: int) -> int:
-    while message[start : start + 1].isspace():
+def _element(text: bytes, part: _Opaque, start: int) -> Element:
+    before, _, after = text.partition(_HOLE)
+    if after.strip():
+        raise ProtocolError(Fault.INVALID_BLOCK, f"{after[:20]!r} follows a block or string")
+    return Element((before + part.text).strip(), part.block, start)
+
+
+def _first_letter(message: bytes, start: int) -> int:
+    """Behind blanks and the colon that leads a header to the root."""
+    while message[start : start + 1] in _BEFORE_HEADER:
         start += 1
     return start
 
@@ -216,6 +238,8 @@ def unquoted(text: bytes) -> str:
 
 def integer(text: bytes) -> int:
     """A whole number: decimal, or #H, #Q, #B. Raises `ProtocolError` on anything else."""
+    if text.isdigit() and len(text) < 20:
+        return int(text)
     if text[:1] == b"#" and text[1:2].upper() in _HEX and text[2:].isalnum():
         try:
             return int(text[2:], _HEX[text[1:2].upper()])
@@ -224,7 +248,10 @@ def integer(text: bytes) -> int:
     value = number(text)
     if not value.is_integer():
         raise ProtocolError(Fault.DATA_TYPE, f"{_shown(text)} is no whole number")
-    return int(text) if text.lstrip(b"+-").isdigit() else int(value)
+    try:
+        return int(text) if text.lstrip(b"+-").isdigit() else int(value)
+    except ValueError:
+        raise ProtocolError(Fault.DATA_TYPE, f"{_shown(text)}... has more digits than a number can have") from None
 
 
 def number(text: bytes) -> float:
@@ -238,6 +265,7 @@ def number(text: bytes) -> float:
     raise ProtocolError(Fault.DATA_TYPE, f"{_shown(text)} where a number is expected")
 
 
+@lru_cache(256)
 def choice(text: bytes, *patterns: str) -> int:
     """Which of the words is meant, in its long or short form ("RESet"). Raises `ProtocolError` if none is."""
     word = text.upper()
@@ -256,7 +284,8 @@ def short(word: str) -> str:
     return "".join(character for character in word if not character.islower())
 
 
-def forms(pattern: str) -> Iterator[str]:
+@lru_cache(256)
+def forms(pattern: str) -> tuple[str, ...]:
     """All ways to write a header in capital letters: each word long or short, words in brackets or not at all.
 
     "SYSTem:ERRor[:NEXT]?" gives SYSTEM:ERROR:NEXT?, SYST:ERR? and so on.
@@ -266,5 +295,4 @@ def forms(pattern: str) -> Iterator[str]:
     choices = [
         {optional.upper(), short(optional), ""} if optional else {word.upper(), short(word)} for optional, word in words
     ]
-    for combination in product(*choices):
-        yield ":".join(word for word in combination if word) + query
+    return tuple(":".join(word for word in combination if word) + query for combination in product(*choices))

@@ -184,8 +184,8 @@ def test_a_new_firmware_on_the_same_chip_has_its_own_regions(firmware: Firmware)
     pulse(firmware, 1)
     assert (multiply(firmware, 2).codes > 20).all()
     rebooted = Firmware(firmware.chip)
-    assert rebooted.regions == []
-    rebooted.register([replace(BLOCK, rows=BLOCK.rows + np.uint16(40))])
+    assert rebooted.regions == {}
+    rebooted.define(Region(0, (replace(BLOCK, rows=BLOCK.rows + np.uint16(40)),)))
     assert (np.abs(multiply(rebooted, 3).codes) < 20).all()
 
 
