@@ -31,8 +31,8 @@ class BatchingTester(ArrayTester):
     parts.
 
     Each part is an operation with an id of its own. The joined answer carries the id and device time of the last part
-    sent; after a part that is not complete no other is sent. Ctrl-C acts between parts. A recording belongs inside, so
-    that it logs what was sent.
+    sent, and the status of the worst. After a part that stopped early no other is sent; pulses in doubt concern their
+    part alone. Ctrl-C acts between parts. A recording belongs inside, so that it logs what was sent.
     """
 
     def __init__(self, tester: ArrayTester) -> None:
@@ -78,7 +78,7 @@ class BatchingTester(ArrayTester):
             raise LimitError(f"pulse counts must be at least 1 for each of {len(pulses.cells)} cells")
         parts = self._in_parts(len(pulses.cells), lambda part: self._tester.program(pulses[part]))
         done, saturated = sum(part.done for part in parts), sum(part.saturated for part in parts)
-        return replace(parts[-1], done=done, saturated=saturated)
+        return replace(parts[-1], status=max(part.status for part in parts), done=done, saturated=saturated)
 
     def update(self, region: Region, trains: PulseTrains) -> Receipt:
         return self._tester.update(region, trains)
@@ -107,7 +107,7 @@ class BatchingTester(ArrayTester):
                 raise LimitError(f"{name} {lines.max()} is outside 0 to {count - 1}")
 
     def _in_parts(self, count: int, send: Callable[[slice], Answer]) -> list[Answer]:
-        """The answers to the parts of a batch, up to the first that is not complete."""
+        """The answers to the parts of a batch, up to the first that stopped early."""
         answers: list[Answer] = []
         for start in range(0, count, self._largest):
             try:
@@ -119,7 +119,8 @@ class BatchingTester(ArrayTester):
                 raise TesterError(
                     f"the first {start} of a batch of {count} were sent, the next refused: {error}"
                 ) from error
-            if answers[-1].status != Status.COMPLETE:
+            in_doubt = isinstance(answers[-1], Receipt) and answers[-1].status == Status.UNKNOWN
+            if answers[-1].status != Status.COMPLETE and not in_doubt:
                 break
         return answers
 

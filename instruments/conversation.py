@@ -106,7 +106,7 @@ class ScpiConversation(Conversation):
     def request(self, request: Request) -> list[Buffer]:
         if request is not self._request:
             self._request, self._told = request, None
-        self._nonce = b""
+        self._nonce = self._other = b""
         parts: list[Buffer] = []
         if self._told is not None or not isinstance(request, OPERATIONS):
             self._nonce = secrets.token_hex(4).encode()
@@ -118,7 +118,7 @@ class ScpiConversation(Conversation):
 
     def reply(self) -> Reply | None:
         for message in self._reader.messages():
-            self._other = message
+            self._other = self._other or message
             reply = self._reply_in(message)
             if reply is not None:
                 return reply
@@ -126,10 +126,11 @@ class ScpiConversation(Conversation):
 
     def clear(self) -> bytes:
         self._reader.clear()
+        self._other = b""
         return b"\n*CLS\n"
 
     def heard(self) -> str:
-        return _shown(self._reader.text() or self._other)
+        return _shown(self._other or self._reader.text())
 
     def _reply_in(self, message: bytes) -> Reply | None:
         """The reply in a message; None where it belongs to an earlier request."""
@@ -177,5 +178,7 @@ def _fits(request: Request, reply: Reply) -> bool:
 
 
 def _shown(data: bytes) -> str:
-    text = data.decode("ascii", "replace").strip()
-    return repr(text[:SHOWN]) if text else ""
+    if not data.strip():
+        return ""
+    text = ascii(data.strip())[1:]
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}...'"

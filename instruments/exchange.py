@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 from hil.instruments.conversation import AskAgain, Conversation
 from hil.instruments.link import Link, LinkError, LinkTimeout
@@ -43,13 +44,13 @@ class Exchange:
     """
 
     def __init__(
-        self, link: Link, conversation: Conversation, timeout: float, pauses: Sequence[float] = PAUSES
+        self, link: Link, conversation: Conversation, timeout: float, pauses: Sequence[float] | None = None
     ) -> None:
-        """`timeout` (s): of a request that takes no time itself."""
+        """`timeout` (s): of a request that takes no time itself; `pauses`: see PAUSES."""
         self.link = link
         self._conversation = conversation
         self._timeout = timeout
-        self._pauses = pauses
+        self._pauses = PAUSES if pauses is None else pauses
         self._lock = threading.RLock()  # one transaction at a time
         self._in_step = False
         self._boot: int | None = None
@@ -133,12 +134,16 @@ class Exchange:
         deadline = time.monotonic() + self._timeout + seconds + size / self.link.bytes_per_second
         self.link.send(parts, deadline - time.monotonic())
         while (reply := self._conversation.reply()) is None:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise LinkTimeout(f"{self.link.name}: no answer within {self._timeout + seconds:g} s")
-            self._conversation.feed(self.link.receive(left))
+            self._conversation.feed(self._receive(deadline, self._timeout + seconds))
         self._in_step = True
         return reply
+
+    def _receive(self, deadline: float, seconds: float) -> bytes:
+        with suppress(LinkTimeout):
+            left = deadline - time.monotonic()
+            if left > 0:
+                return self.link.receive(left)
+        raise LinkTimeout(f"{self.link.name}: no answer within {seconds:g} s")
 
     def _come_into_step(self) -> State:
         self.link.reset(self._timeout)

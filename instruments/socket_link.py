@@ -21,18 +21,24 @@ class SocketLink(Link):
         self._address = (host, port)
         self._buffer = memoryview(bytearray(LARGEST_RECEIVE))
         self._socket = self._connect(timeout)
+        self._fresh = True  # nothing was sent or received: some testers are slow to accept another connection
 
     def send(self, parts: Sequence[bytes | memoryview], timeout: float) -> None:
+        self._fresh = False
         send_all(self._socket, parts, timeout, self.name)
 
     def receive(self, timeout: float) -> bytes:
+        self._fresh = False
         return receive_some(self._socket, self._buffer, timeout, self.name)
 
     def reset(self, timeout: float) -> None:
-        abort(self._socket)
-        self._socket = self._connect(timeout)
+        if not self._fresh:
+            abort(self._socket)
+            self._socket = self._connect(timeout)
+            self._fresh = True
 
     def close(self) -> None:
+        self._fresh = False
         self._socket.close()
 
     def _connect(self, timeout: float) -> socket.socket:

@@ -34,7 +34,6 @@ from hil.protocols.requests import (
     Description,
     Done,
     Failure,
-    Ground,
     Multiply,
     NoRegionError,
     OperationRequest,
@@ -140,18 +139,21 @@ class WireTester(ArrayTester):
         return self._time_ns
 
     def safe_state(self) -> None:
-        self._check_open()
-        self._done(Ground(), Done)
+        """Raises `TesterError` where the tester does not answer. A closed one is in its safe state already."""
+        if not self._closed and not self._exchange.ground():
+            raise TesterError(f"{self._exchange.link.name} does not answer: its lines may not be grounded")
 
     def close(self) -> None:
-        """Where the tester was lost before, it is not an error that it cannot be grounded: it grounds itself."""
+        """As `safe_state`, but not an error where the tester was lost before: it grounds its lines by itself."""
         if self._closed:
             return
-        self._closed = True
         try:
-            if not self._exchange.ground() and not self._lost:
-                raise TesterError(f"{self._exchange.link.name} does not answer: its lines may not be grounded")
+            if not self._lost:
+                self.safe_state()
+            else:
+                self._exchange.ground()
         finally:
+            self._closed = True
             self._exchange.close()
 
     def continue_after(self, op_id: int) -> None:
@@ -206,7 +208,7 @@ class WireTester(ArrayTester):
             return None
         raise error
 
-    def _done(self, request: Describe | Define | Ground, kind: type[Answer]) -> Answer:
+    def _done(self, request: Describe | Define, kind: type[Answer]) -> Answer:
         reply = self._exchange.ask(request)
         if isinstance(reply, Failure):
             raise error_of(reply)

@@ -122,13 +122,20 @@ def test_a_batch_within_the_limit_is_passed_on_as_it_is(size: int) -> None:
     assert parts.sizes == [size]
 
 
-@pytest.mark.parametrize(("status", "done"), [(Status.PARTIAL, 7), (Status.UNKNOWN, 0)])
-def test_no_part_is_sent_after_one_that_is_not_complete(status: Status, done: int) -> None:
-    parts = Parts(lambda n, receipt: replace(receipt, status=status, done=done) if n == 2 else receipt)
+def test_no_part_is_sent_after_one_that_stopped_early() -> None:
+    parts = Parts(lambda n, receipt: replace(receipt, status=Status.PARTIAL, done=7) if n == 2 else receipt)
     receipt = BatchingTester(parts).program(pulses(parts))
     assert parts.sizes == [10, 10]
-    assert (receipt.status, receipt.op_id) == (status, 2)
-    assert receipt.done == COUNTS[:10].sum() + done
+    assert (receipt.status, receipt.op_id) == (Status.PARTIAL, 2)
+    assert receipt.done == COUNTS[:10].sum() + 7
+
+
+def test_doubt_about_one_part_does_not_lose_the_pulses_of_the_others() -> None:
+    parts = Parts(lambda n, receipt: replace(receipt, status=Status.UNKNOWN, done=0) if n == 2 else receipt)
+    receipt = BatchingTester(parts).program(pulses(parts))
+    assert parts.sizes == [10, 10, 10, 4]
+    assert (receipt.status, receipt.op_id) == (Status.UNKNOWN, 4)
+    assert receipt.done == COUNTS.sum() - COUNTS[10:20].sum()
 
 
 def test_reading_stops_at_a_part_that_is_not_complete() -> None:

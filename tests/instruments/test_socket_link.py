@@ -200,6 +200,8 @@ def test_bytes_that_had_not_left_are_gone_after_reset() -> None:
 def test_reset_fails_while_the_tester_is_away_and_works_when_it_is_back() -> None:
     with peer(lambda c: None) as port:
         link = SocketLink("127.0.0.1", port, 1)
+    with pytest.raises(LinkClosed):
+        link.receive(1)
     with pytest.raises(LinkError, match="refused"):
         link.reset(0.2)
     with pytest.raises(LinkClosed):
@@ -211,6 +213,17 @@ def test_reset_fails_while_the_tester_is_away_and_works_when_it_is_back() -> Non
             connection.sendall(b"back")
             assert link.receive(1) == b"back"
     link.close()
+
+
+def test_an_unused_connection_needs_no_reset() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        link = SocketLink("127.0.0.1", server.getsockname()[1], 1)
+        link.reset(1)
+        connection, _ = server.accept()
+        server.settimeout(0.05)
+        with connection, pytest.raises(TimeoutError):
+            server.accept()
+        link.close()
 
 
 def test_close_may_come_twice_and_what_follows_finds_it_closed() -> None:
