@@ -15,7 +15,7 @@ import signal
 import struct
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Literal
@@ -87,6 +87,14 @@ def writing(path: str) -> Iterator[None]:
             f"{path}: cannot be written ({reason(error)}); what was flushed before is intact: "
             "make room or choose another disk"
         ) from error
+
+
+def let_go(journal: JournaledFile, file: Any) -> None:
+    """Close without another commit: what was not flushed is lost, what was is whole."""
+    with suppress(OSError, RuntimeError):
+        if file is not None:
+            file.close()
+    journal.close()
 
 
 @contextmanager
@@ -244,6 +252,8 @@ class Table:
             if field.name not in group:
                 column.create(field.dtype)
         self._dtype = np.dtype([(field.name, field.dtype) for field in fields])
+        self.layout = ",".join(field.dtype for field in fields)
+        """Types of the fields; a packed row has them one after the other."""
         self._pack = struct.Struct("<" + "".join(_struct_code(np.dtype(field.dtype)) for field in fields)).pack
         self._first = len(self.columns[0])  # rows in the columns
         self._rows = bytearray()  # rows after them
@@ -261,6 +271,10 @@ class Table:
         self._rows += self._pack(*row)
         if len(self._rows) >= ROW_BUFFER:
             self.sort()
+
+    def extend(self, rows: bytes, skip: int) -> None:
+        """Append packed rows but for the first `skip`."""
+        self._rows += rows[skip * self._dtype.itemsize :]
 
     def cut(self, rows: int) -> None:
         """Forget the rows from `rows` on."""

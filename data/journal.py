@@ -74,7 +74,7 @@ class JournaledFile:
         new = b"".join(self._new_pages(first_new))
         changed = sorted(number for number in self._pages if number < first_new)
         try:
-            _write(self._handle, new, first_new * PAGE)
+            write_at(self._handle, new, first_new * PAGE)
             if changed:
                 self._write_journal(changed, new, first_new * PAGE)
         except OSError:
@@ -82,7 +82,7 @@ class JournaledFile:
             raise
         self._sync()
         for number in changed:
-            _write(self._handle, self._pages[number], number * PAGE)
+            write_at(self._handle, self._pages[number], number * PAGE)
         if changed:
             self._sync()
         os.ftruncate(self._handle, self._size)
@@ -157,7 +157,7 @@ class JournaledFile:
         body = b"".join([*map(NUMBER.pack, numbers), *(self._pages[number] for number in numbers)])
         fields = (MAGIC, new_start, start, len(numbers), self._size)
         crc = _checksum(fields, new, body)
-        _write(self._handle, body + TRAILER.pack(*fields, crc), start)
+        write_at(self._handle, body + TRAILER.pack(*fields, crc), start)
 
     def _sync(self) -> None:
         if self._durable:
@@ -202,7 +202,7 @@ def _apply(handle: int) -> bool:
         return False
     pages = memoryview(body)[count * NUMBER.size :]
     for index, (number,) in enumerate(NUMBER.iter_unpack(body[: count * NUMBER.size])):
-        _write(handle, pages[index * PAGE : (index + 1) * PAGE], number * PAGE)
+        write_at(handle, pages[index * PAGE : (index + 1) * PAGE], number * PAGE)
     os.fsync(handle)
     os.ftruncate(handle, size)
     return True
@@ -222,7 +222,8 @@ def _parts(start: int, stop: int) -> Iterator[tuple[int, int, int]]:
         yield number, max(start - number * PAGE, 0), min(stop - number * PAGE, PAGE)
 
 
-def _write(handle: int, data: "bytes | bytearray | memoryview", offset: int) -> None:
+def write_at(handle: int, data: "bytes | bytearray | memoryview", offset: int) -> None:
+    """Write all of it: with one call, where the disk takes it. Raises OSError."""
     view = memoryview(data)
     while view:
         written = os.pwrite(handle, view, offset)

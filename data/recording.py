@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from hil.data.remarks import uncertain
 from hil.data.runfile import RunWriter
 from hil.data.schema import NONE
 from hil.instruments.tester import ArrayTester
@@ -23,6 +24,7 @@ from hil.protocols.messages import (
     Readings,
     Receipt,
     Region,
+    Status,
     Vectors,
 )
 
@@ -38,12 +40,16 @@ class RecordingTester(ArrayTester):
 
     An operation that was refused (`InputError`) leaves no row. One that failed or was interrupted in any other way may
     have reached the array: it leaves a row with status UNKNOWN and without answer. The error then goes on.
+
+    On a tester that outlives the process, what changes the array is announced in the log before it is sent, and every
+    answer is written before it is given.
     """
 
     def __init__(self, tester: ArrayTester, writer: RunWriter) -> None:
         """Regions that the tester already knows are logged now."""
         self._tester = tester
         self._writer = writer
+        self._outlives = writer.outlives
         self._dac_dtype = np.dtype(tester.capabilities().dac_dtype)
         self._append = {name: column.append for name, column in writer.streams.items()}
         for region in tester.regions():
@@ -89,6 +95,8 @@ class RecordingTester(ArrayTester):
         return readings
 
     def program(self, pulses: PulseBatch) -> Receipt:
+        if self._outlives:
+            self._writer.intend(pulses.kind, len(pulses.counts))
         try:
             receipt = self._tester.program(pulses)
         except InputError:
@@ -100,6 +108,8 @@ class RecordingTester(ArrayTester):
         return receipt
 
     def update(self, region: Region, trains: PulseTrains) -> Receipt:
+        if self._outlives:
+            self._writer.intend(Operation.UPDATE, len(trains.rows))
         try:
             receipt = self._tester.update(region, trains)
         except InputError:
@@ -111,6 +121,8 @@ class RecordingTester(ArrayTester):
         return receipt
 
     def wait(self, seconds: float) -> Receipt:
+        if self._outlives:
+            self._writer.intend(Operation.WAIT, 1)
         try:
             receipt = self._tester.wait(seconds)
         except InputError:
@@ -171,7 +183,7 @@ class RecordingTester(ArrayTester):
         append["program/row"](pulses.cells.row)
         append["program/column"](pulses.cells.column)
         append["program/counts"](pulses.counts)
-        done = receipt.done if receipt else 0
+        done = self._done(pulses.kind, len(pulses.counts), receipt)
         self._writer.operation(
             pulses.kind, len(pulses.counts), offset, receipt, done, shape=self._writer.shape(pulses.shape)
         )
@@ -180,7 +192,7 @@ class RecordingTester(ArrayTester):
         append = self._append
         offset = append["update/trains"](trains.rows)
         append["update/trains"](trains.columns)
-        done = receipt.done if receipt else 0
+        done = self._done(Operation.UPDATE, len(trains.rows), receipt)
         self._writer.operation(
             Operation.UPDATE,
             len(trains.rows),
@@ -193,4 +205,12 @@ class RecordingTester(ArrayTester):
 
     def _log_wait(self, seconds: float, receipt: Receipt | None) -> None:
         offset = self._append["wait/seconds"](np.array([seconds]))
-        self._writer.operation(Operation.WAIT, 1, offset, receipt, receipt.done if receipt else 0)
+        self._writer.operation(Operation.WAIT, 1, offset, receipt, self._done(Operation.WAIT, 1, receipt))
+
+    def _done(self, kind: Operation, count: int, receipt: Receipt | None) -> int:
+        """What was done; of an answer that is not complete, the log says so in words as well."""
+        if receipt is None:
+            return 0
+        if receipt.status != Status.COMPLETE:
+            self._writer.remark(uncertain(kind, count, receipt))
+        return receipt.done

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from hil.data.columns import Values
+from hil.data.remarks import is_remark
 from hil.data.run import Run
 from hil.protocols.errors import ReplayError
 
@@ -25,10 +26,12 @@ class Reference:
         self._run = run
         self._snapshots = set(run.snapshots)
         self._message = self._row = 0
+        self._pass_remarks()
 
     def jump(self, metrics: int, messages: int) -> None:
         """Go on after so many rows of metrics and so many messages."""
         self._row, self._message = metrics, messages
+        self._pass_remarks()
 
     def said(self, table: str) -> int | None:
         """Rows of `metrics` or `messages` that were said again; None when all were."""
@@ -45,7 +48,12 @@ class Reference:
         if self._messages[self._message] != text:
             raise ReplayError(f"message {self._message} was {self._messages[self._message]!r}, is {text!r}")
         self._message += 1
+        self._pass_remarks()
         return True
+
+    def _pass_remarks(self) -> None:
+        while self._message < len(self._messages) and is_remark(self._messages[self._message]):
+            self._message += 1
 
     def metrics(self, values: Mapping[str, float]) -> bool:
         """Whether the run's next row of metrics is this one; False where it has no more."""

@@ -68,6 +68,11 @@ class ReplayTester(ArrayTester):
             raise
         return tester
 
+    def jump(self, operations: int) -> None:
+        """Go on after so many of the recorded operations."""
+        self.recorded.next = operations
+        self._time_ns = int(self._run.operations["device_time_ns"][operations - 1]) if operations else 0
+
     def identify(self) -> Identity:
         return self._identity
 
@@ -86,6 +91,11 @@ class ReplayTester(ArrayTester):
 
     def regions(self) -> tuple[Region, ...]:
         return tuple(self._regions)
+
+    @property
+    def recorded_regions(self) -> int:
+        """How many regions were registered when this was recorded."""
+        return len(self._run.regions)
 
     def read(self, cells: Cells) -> Readings:
         self._check_open()

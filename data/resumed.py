@@ -18,6 +18,7 @@ PAYLOAD = {
     "read": (Operation.READ,),
     "mvm": (Operation.MVM_FORWARD, Operation.MVM_BACKWARD),
     "program": (Operation.SET, Operation.RESET),
+    "update": (Operation.UPDATE,),
     "wait": (Operation.WAIT,),
 }
 """The operations whose payload is in each group of streams."""
@@ -35,7 +36,7 @@ class ResumedWriter(RunWriter):
         return self._reference
 
     def forget_failed(self, run: Run) -> bool:
-        """Forget a last operation that failed, of a chip that died with its process: nothing came of it.
+        """Forget a last operation that failed: it died with the chip, or its id tells the tester what became of it.
 
         With it goes payload that belongs to no operation, so that the streams go on where the operations end.
         """
@@ -43,6 +44,7 @@ class ResumedWriter(RunWriter):
         failed = rows > 0 and int(run.operations["op_id"][rows - 1]) == NONE
         rows -= failed
         self._operations.cut(rows)
+        self._cut_marks()
         for name, end in stream_ends(run, rows).items():
             if len(self.streams[name]) > end:
                 self.streams[name].cut(end)
@@ -101,7 +103,10 @@ def _ends(run: Run, group: str, row: dict[str, int] | None) -> dict[str, int]:
         return {"wait/seconds": end}
     if run.start.log == "digest":
         return {"mvm/digest": row["offset"] + 1}
-    region, direction = run.regions[row["region"]], MVM_DIRECTION[Operation(row["kind"])]
+    region = run.regions[row["region"]]
+    if group == "update":
+        return {"update/trains": row["offset"] + row["count"] * (-(-region.rows // 8) - (-region.columns // 8))}
+    direction = MVM_DIRECTION[Operation(row["kind"])]
     return {
         "mvm/inputs": row["offset"] + row["count"] * region.inputs(direction),
         "mvm/scales": row["scale_offset"] + row["count"],

@@ -28,19 +28,22 @@ Answer = TypeVar("Answer", Readings, Receipt)
 
 
 class RetracingTester(ArrayTester):
-    """Wraps the recorder of a tester that lives in this process, and the recording of what it did before it died.
+    """Wraps the recorder of a tester, and the recording of what was done before the process died.
 
-    As long as the recording lasts, every request and every answer is compared with it, and `ReplayError` says where
-    they part; from then on all is recorded. After `serve_recorded`, until `jump`, the recording alone answers: for what
-    was done before a checkpoint and leads up to its state.
+    As long as the recording lasts, every request is compared with it, and `ReplayError` says where they part; from then
+    on all is recorded. A tester that died with the process does again what is recorded, and its answers are compared as
+    well; for one that outlives it, which has done all that, the recording alone answers. So it does, whatever the
+    tester, after `serve_recorded` until `jump`: for what was done before a checkpoint and leads up to its state.
     """
 
-    def __init__(self, tester: ArrayTester, recorder: RecordingTester, replay: ReplayTester) -> None:
-        """`tester` is what `recorder` records."""
+    def __init__(self, tester: ArrayTester, recorder: RecordingTester, replay: ReplayTester, outlives: bool) -> None:
+        """`tester` is what `recorder` records; whether it outlives the process."""
+        self._outlives = outlives
         self._tester, self._recorder, self._replay = tester, recorder, replay
         self._dac_dtype = np.dtype(tester.capabilities().dac_dtype)
         self._digest = replay.digest
         self._serving = False
+        self._sent = False
         self._recorded_region: dict[int, Region] = {}
 
     def serve_recorded(self) -> None:
@@ -49,7 +52,7 @@ class RetracingTester(ArrayTester):
 
     def jump(self, operations: int) -> None:
         """Go on from here, after so many of the recorded operations."""
-        self._replay.recorded.next = operations
+        self._replay.jump(operations)
         self._serving = False
 
     def identify(self) -> Identity:
@@ -60,7 +63,8 @@ class RetracingTester(ArrayTester):
 
     def register(self, blocks: Sequence[Block]) -> Region:
         region = self._recorder.register(blocks)
-        self._recorded_region[region.handle] = self._replay.register(blocks)
+        if not self._done or region.handle < self._replay.recorded_regions:  # else it was cut before this one
+            self._recorded_region[region.handle] = self._replay.register(blocks)
         return region
 
     def regions(self) -> tuple[Region, ...]:
@@ -72,7 +76,7 @@ class RetracingTester(ArrayTester):
     def mvm(self, region: Region, vectors: Vectors, direction: Direction, gain: int) -> Readings:
         if not self._done and self._digest:
             return self._mvm_by_digest(region, vectors, direction, gain)
-        recorded = self._recorded_region[region.handle]
+        recorded = self._recorded_region.get(region.handle, region)
         return self._again(
             lambda tester: tester.mvm(recorded if tester is self._replay else region, vectors, direction, gain)
         )
@@ -81,14 +85,16 @@ class RetracingTester(ArrayTester):
         return self._again(lambda tester: tester.program(pulses))
 
     def update(self, region: Region, trains: PulseTrains) -> Receipt:
-        recorded = self._recorded_region[region.handle]
+        recorded = self._recorded_region.get(region.handle, region)
         return self._again(lambda tester: tester.update(recorded if tester is self._replay else region, trains))
 
     def wait(self, seconds: float) -> Receipt:
         return self._again(lambda tester: tester.wait(seconds))
 
     def time_ns(self) -> int:
-        return self._replay.time_ns() if self._serving else self._tester.time_ns()
+        """Of the last answer that was given: a tester that outlives the process may be an operation ahead of it."""
+        recorded = self._serving or (self._outlives and not self._sent)
+        return self._replay.time_ns() if recorded else self._tester.time_ns()
 
     def safe_state(self) -> None:
         self._tester.safe_state()
@@ -102,9 +108,11 @@ class RetracingTester(ArrayTester):
 
     def _again(self, send: Callable[[ArrayTester], Answer]) -> Answer:
         if self._done and not self._serving:
-            return send(self._recorder)
+            new = send(self._recorder)
+            self._sent = True
+            return new
         recorded = send(self._replay)
-        if self._serving:
+        if self._serving or self._outlives:
             return recorded
         answer = send(self._tester)
         if not _same(recorded, answer):
@@ -114,8 +122,8 @@ class RetracingTester(ArrayTester):
         return answer
 
     def _mvm_by_digest(self, region: Region, vectors: Vectors, direction: Direction, gain: int) -> Readings:
-        if self._serving:
-            raise TesterError("a product is asked for before the checkpoint: the log keeps only a checksum of it")
+        if self._serving or self._outlives:
+            raise TesterError("a product is asked for that was done before: the log keeps only a checksum of it")
         position = self._replay.recorded
         kind = MVM_KIND[direction]
         row = position.expect(kind, len(vectors.codes), region=region.handle, gain=gain)

@@ -22,6 +22,7 @@ from hil.data.history import F32, CellPulses, CellReadings, Products
 from hil.data.integrity import check_file
 from hil.data.journal import recover
 from hil.data.log import Log
+from hil.data.merging import merge_tail
 from hil.data.schema import MESSAGES, NONE
 from hil.data.state import U32, Conductances, Layer
 from hil.protocols.errors import DataError, InputError
@@ -114,6 +115,7 @@ class Run:
         try:
             with data_errors(str(path), "the file"):
                 recover(path)
+                merge_tail(path)
                 file = h5py.File(path, "r")
         except DataError as error:
             if isinstance(error.__cause__, BlockingIOError):

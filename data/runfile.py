@@ -4,9 +4,9 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import astuple, replace
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,31 +14,14 @@ import h5py
 import numpy as np
 
 from hil.data.column_reader import TableReader
-from hil.data.columns import (
-    CHUNK_BYTES,
-    Column,
-    Field,
-    Table,
-    Values,
-    open_file,
-    reason,
-    writing,
-)
+from hil.data.columns import Field, Values, let_go, open_file, reason, writing
 from hil.data.groups import utc_now, write_array, write_block, write_start, write_text
 from hil.data.journal import JournaledFile
-from hil.data.schema import (
-    FORMAT,
-    MARKS,
-    MESSAGES,
-    NONE,
-    OPERATION_CHUNK,
-    OPERATIONS,
-    READINGS,
-    SHAPES,
-    STREAMS,
-    Start,
-)
+from hil.data.log_columns import LogColumns
+from hil.data.merging import merge_tail
+from hil.data.schema import FORMAT, NONE, OPERATION_CHUNK, READINGS, SHAPES, Start
 from hil.data.status import being_written, remove_status, write_status
+from hil.data.tail import Tail, tail_path
 from hil.protocols.errors import InputError, TesterError
 from hil.protocols.messages import (
     Operation,
@@ -61,9 +44,6 @@ CHECKPOINT_S = 60.0
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 """What every HDF5 file begins with."""
 
-SMALL_CHUNK = 2**8
-"""Rows per chunk of small tables."""
-
 
 class RunWriter:
     """Writes one run file. Everything is synchronous; memory is bounded by one chunk per column.
@@ -83,22 +63,16 @@ class RunWriter:
         """Whether only a CRC-32 of each product is kept."""
         self._flushed_ns = time.time_ns()
         self._checkpoint_at = time.monotonic() + CHECKPOINT_S
-        self.streams = {name: _stream(file, field) for name, field in STREAMS.items()}
-        """The columns of STREAMS, to append payload to."""
+        self.outlives: bool = "start/outlives" in file and json.loads(file["start/outlives"].asstr()[()])
+        """Whether the tester outlives the process, so that every answer must: it is written to the tail at once."""
+        self._tail = Tail(path, file.attrs["run_id"]) if self.outlives else None
         for name in ("regions", "snapshots", "checkpoints", "sessions"):
             file.require_group(name)
-        self._shape_table = Table(file.require_group("shapes"), SHAPES, SMALL_CHUNK)
-        self._reading_table = Table(file.require_group("readings"), READINGS, SMALL_CHUNK)
-        self._messages = Table(file["messages"], MESSAGES, SMALL_CHUNK)
-        self._metrics: Table | None = None
-        self._metric_types: dict[str, str] = {}
-        if "metrics" in file:
-            self._metric_types = {name: group["values"].dtype.str for name, group in file["metrics"].items()}
-            self._metrics = Table(file["metrics"], [Field(*item, "", "") for item in self._metric_types.items()], 1)
-        self._operations = Table(file.require_group("operations"), OPERATIONS, OPERATION_CHUNK)
-        self._marks = Table(file.require_group("marks"), MARKS, SMALL_CHUNK)
-        # Never 0 where an older program went on without marks: a row that is missing cannot be made up for.
-        self._until_mark = (len(self._marks) + 1) * OPERATION_CHUNK - len(self._operations)
+        self._columns = LogColumns(file, self._tail)
+        self.streams = self._columns.streams
+        """The columns of STREAMS, to append payload to."""
+        self._operations, self._marks = self._columns.tables["operations"], self._columns.tables["marks"]
+        self._cut_marks()
         self.flush()
         self._shapes = {PulseShape(*row): number for number, row in enumerate(_rows(file["shapes"], SHAPES))}
         self._readings = {(k, g): (unit.decode(), *rest) for k, g, unit, *rest in _rows(file["readings"], READINGS)}
@@ -132,8 +106,10 @@ class RunWriter:
                 if overwrite:
                     os.replace(place, path)
                     journal.path = path.absolute()
+                tail_path(path).unlink(missing_ok=True)  # of an older run of this name
+                writer._open_tail()
         except BaseException:
-            _let_go(journal, file)
+            let_go(journal, file)
             place.unlink(missing_ok=True)
             raise
         return writer
@@ -144,6 +120,7 @@ class RunWriter:
 
         Raises InputError where it cannot be written, or is being written by another process.
         """
+        merge_tail(path)
         try:
             journal = JournaledFile(path, False, durable)
         except BlockingIOError as error:
@@ -155,9 +132,10 @@ class RunWriter:
             with writing(str(path)):
                 file = open_file(journal, False)
                 writer = cls(path, journal, file)
+                writer._open_tail()
                 writer._begin_session(session)
         except BaseException:
-            _let_go(journal, file)
+            let_go(journal, file)
             raise
         return writer
 
@@ -174,6 +152,14 @@ class RunWriter:
             group = regions.create_group(str(region.handle))
             for number, block in enumerate(region.blocks):
                 write_block(group.create_group(str(number)), block)
+        if self._tail is not None:
+            self.flush()  # its operations are in the tail before the next flush
+
+    def intend(self, kind: Operation, count: int) -> None:
+        """Announce an operation of so many cells or slots before it is sent, where there is a tail to say it in."""
+        if self._tail is not None:
+            self._tail.announce(len(self._operations), kind, count)
+            self._tail.write()
 
     def operation(
         self,
@@ -202,12 +188,21 @@ class RunWriter:
         self._until_mark -= 1
         if not self._until_mark:
             self._mark()
+        if self._tail is not None:
+            self._tail.write()
         if not 0 <= now - self._flushed_ns < FLUSH_NS or self._journal.full:  # clocks may be set back
             self.flush()
 
     def _mark(self) -> None:
         self._marks.append(len(self.streams["read/row"]), len(self.streams["program/row"]))
         self._until_mark = OPERATION_CHUNK
+
+    def _cut_marks(self) -> None:
+        """Forget marks beyond the last operation, and see when the next is due."""
+        if len(self._marks) > (whole := len(self._operations) // OPERATION_CHUNK):
+            self._marks.cut(whole)
+        # Never 0 where an older program went on without marks: a row that is missing cannot be made up for.
+        self._until_mark = (len(self._marks) + 1) * OPERATION_CHUNK - len(self._operations)
 
     @property
     def operations(self) -> int:
@@ -216,14 +211,14 @@ class RunWriter:
 
     def rows(self, table: str) -> int:
         """Rows of `metrics` or `messages` so far."""
-        return len({"metrics": self._metrics or (), "messages": self._messages}[table])
+        return len({"metrics": self._columns.metrics or (), "messages": self._columns.tables["messages"]}[table])
 
     def shape(self, shape: PulseShape) -> int:
         """The row of a pulse shape in shapes."""
         number = self._shapes.get(shape)
         if number is None:
             number = self._shapes[shape] = len(self._shapes)
-            self._shape_table.append(*astuple(shape))
+            self._columns.tables["shapes"].append(*astuple(shape))
         return number
 
     def check_readings(self, kind: Operation, gain: int, readings: Readings) -> None:
@@ -232,7 +227,7 @@ class RunWriter:
         known = self._readings.get((kind, gain))
         if known is None:
             self._readings[kind, gain] = constants
-            self._reading_table.append(kind, gain, readings.unit.encode(), readings.scale, readings.offset)
+            self._columns.tables["readings"].append(kind, gain, readings.unit.encode(), readings.scale, readings.offset)
         elif known != constants:
             raise TesterError(
                 f"{kind.name}, gain {gain}: unit, scale and offset of readings were {known}, are {constants}: "
@@ -241,8 +236,13 @@ class RunWriter:
 
     def message(self, text: str) -> None:
         """Log a warning or diagnosis with the time of day."""
-        data = np.frombuffer(text.encode(errors="replace"), np.uint8)
-        self._messages.append(time.time_ns(), self.streams["messages/text"].append(data), len(data))
+        self._columns.message(text)
+        if self._tail is not None:
+            self._tail.write()
+
+    def remark(self, text: str) -> None:
+        """Log a message of the operation that is logged next; both survive, or neither."""
+        self._columns.message(text)
 
     def metrics(self, values: Mapping[str, float], units: Mapping[str, str]) -> None:
         """Log one row, usually an epoch: numbers by name, with the same names and types each time. Flushes.
@@ -250,17 +250,19 @@ class RunWriter:
         Raises InputError on other names or types than those of the first row.
         """
         types = {name: "<i8" if isinstance(value, int | np.integer) else "<f8" for name, value in values.items()}
-        if self._metrics is None:
-            self._metric_types = types
+        columns = self._columns
+        if columns.metrics is None:
             _check_names(values, units)
-            columns = [
+            fields = [
                 Field(name, dtype, units[name], f"{name.replace('_', ' ')}, by row") for name, dtype in types.items()
             ]
             with writing(str(self.path)):
-                self._metrics = Table(self._file.create_group("metrics"), columns, SMALL_CHUNK)
-        elif types != self._metric_types:
-            raise InputError(f"metrics were {self._metric_types}, are {types}: names and types stay those of the first")
-        self._metrics.append(*(values[name] for name in self._metric_types))
+                columns.begin_metrics(self._file.create_group("metrics"), fields)
+        elif types != columns.metric_types:
+            raise InputError(
+                f"metrics were {columns.metric_types}, are {types}: names and types stay those of the first"
+            )
+        columns.log_metrics(values)
         self.flush()
 
     def snapshot(
@@ -300,11 +302,11 @@ class RunWriter:
     def flush(self) -> None:
         """Bring everything logged so far into the file at once, where a killed process leaves it."""
         with writing(str(self.path)):
-            self._sort_rows()
-            for column in self._columns():
-                column.flush()
+            self._columns.flush()
             self._file.flush()
             self._journal.commit()
+            if self._tail is not None:
+                self._tail.empty()
             self._flushed_ns = time.time_ns()
             write_status(self.path, self.status | {"operations": len(self._operations), "bytes": self._journal.size})
 
@@ -315,32 +317,23 @@ class RunWriter:
         self._closed = True
         try:
             with writing(str(self.path)):
-                self._sort_rows()
+                self._columns.sort()
                 if exit_status == COMPLETED:
                     self._file["checkpoints"].clear()  # nobody goes on from here; columns take the room
-                for column in self._columns():
-                    column.settle()
+                self._columns.settle()
                 self._write_stop(exit_status, counts)
                 self.flush()
+                tail_path(self.path).unlink(missing_ok=True)
         finally:
-            _let_go(self._journal, self._file)
+            if self._tail is not None:
+                self._tail.close()
+            let_go(self._journal, self._file)
             with suppress(OSError):
                 remove_status(self.path)  # it says that the run is going on
 
-    def _columns(self) -> Iterator[Column]:
-        """All columns."""
-        yield from self.streams.values()
-        for table in self._tables():
-            yield from table.columns
-
-    def _sort_rows(self) -> None:
-        for table in self._tables():
-            table.sort()
-
-    def _tables(self) -> Iterator[Table]:
-        yield from (self._shape_table, self._reading_table, self._messages, self._operations, self._marks)
-        if self._metrics is not None:
-            yield self._metrics
+    def _open_tail(self) -> None:
+        if self._tail is not None:
+            self._tail.open()
 
     def _begin_session(self, session: Mapping[str, Any]) -> None:
         stop = self._file.get("stop", {})
@@ -364,14 +357,6 @@ def _rows(group: Any, fields: Iterable[Field]) -> list[tuple[Any, ...]]:
     return TableReader(group, [field.name for field in fields]).all()
 
 
-def _let_go(journal: JournaledFile, file: Any) -> None:
-    """Close without another commit: what was not flushed is lost, what was is whole."""
-    with suppress(OSError, RuntimeError):
-        if file is not None:
-            file.close()
-    journal.close()
-
-
 def _check_replaceable(path: Path) -> None:
     """Raise InputError for a file that is no run file, not even a damaged one: nobody meant to lose it."""
     try:
@@ -382,11 +367,6 @@ def _check_replaceable(path: Path) -> None:
             replaceable = stream.read(len(SIGNATURE)) == SIGNATURE
     if not replaceable:
         raise InputError(f"{path} is no run file, so it is not overwritten: choose another name")
-
-
-def _stream(file: Any, field: Field) -> Column:
-    parent, _, name = field.name.partition("/")
-    return Column(file.require_group(parent), replace(field, name=name), CHUNK_BYTES)
 
 
 def _check_names(names: Iterable[str], units: Mapping[str, str]) -> None:

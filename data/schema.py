@@ -7,7 +7,7 @@ from hil.data.columns import Field
 from hil.protocols.messages import Capabilities, Identity
 
 FORMAT = "hil-run"
-FORMAT_VERSION = "1.2"
+FORMAT_VERSION = "1.3"
 OPERATION_CHUNK = 2**15
 """Rows per chunk of the operations, and from one row of the marks to the next."""
 
@@ -97,3 +97,4 @@ class Start:
     identity: Identity | None  # None: no tester
     capabilities: Capabilities | None
     log: str = "full"  # or "digest": of a product only a CRC-32 is kept
+    outlives: bool = False  # the tester outlives the process that drives it

@@ -285,3 +285,8 @@ def info(run: Path, as_json: bool) -> None:
     from hil.display import info_table
 
     info_table(found)
+
+
+# Commands with files of their own add themselves to `main`.
+import hil.cli_check  # noqa: E402
+import hil.cli_twin  # noqa: E402, F401

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from hil.instruments.tester import ArrayTester
 from hil.mapping import floorplan
 from hil.protocols.errors import InputError
-from hil.protocols.messages import Cells, Operation, PulseBatch
+from hil.protocols.messages import Cells, Operation, PulseBatch, Status
 
 UNIT = 8e-6
 """S of difference for one device unit. RECALLED (W in [-1, 1] is G+ - G- in [-8, 8] uS; Nandakumar 2020)."""
@@ -87,6 +87,9 @@ class DifferentialPairs:
         if not len(devices):
             return
         shape = self._capabilities.set_pulse if kind == Operation.SET else self._capabilities.reset_pulse
-        receipt = self.tester.program(PulseBatch(self._devices[devices], kind, counts.astype(np.uint16), shape))
+        cells = self._devices[devices]
+        receipt = self.tester.program(PulseBatch(cells, kind, counts.astype(np.uint16), shape))
+        if receipt.status != Status.COMPLETE:
+            self.tester.read(cells)  # they count as pulsed; the log says what became of them
         self.sent[kind] += int(counts.sum())
         self.at_limit += receipt.saturated

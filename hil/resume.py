@@ -12,19 +12,21 @@ from hil.checkpoint import unpack
 from hil.config import Settings, stored_settings
 from hil.data.recorded import Recorded
 from hil.data.recording import RecordingTester
+from hil.data.remarks import is_remark
 from hil.data.replay import ReplayTester
 from hil.data.resumed import ResumedWriter
 from hil.data.retracing import RetracingTester
 from hil.data.run import Checkpoint, Run
 from hil.data.runfile import COMPLETED
+from hil.data.schema import NONE
 from hil.images import kept
 from hil.instruments.tester import ArrayTester
 from hil.loop import CHIP, Observer, Training
 from hil.mock_hw import chipfile
 from hil.protocols.errors import InputError
-from hil.protocols.messages import TesterKind
+from hil.protocols.messages import MVM_DIRECTION
 from hil.provenance import git_commit, host, versions
-from hil.train import Job, Result, Setup, execute, first_weights, twin_seed
+from hil.train import Job, Result, Setup, execute, first_weights, outlives, released_on_error, twin_seed
 
 
 def resume(
@@ -35,22 +37,25 @@ def resume(
     durable: bool = False,
     argv: tuple[str, ...] = (),
 ) -> Result:
-    """Go on with the run file from its newest checkpoint; what it holds beyond that is done again and compared.
+    """Go on with the run file from its newest checkpoint. What it holds beyond that is done again and compared; on a
+    tester that outlives the process, the recorded answers are taken instead, and nothing is sent twice.
 
-    Raises `InputError` where it cannot go on (another tester, chip or data set; a completed run), before anything is
-    changed, and `ReplayError` where what is done again differs from the log.
+    `tester` is the URI of the run's tester, if that outlives the process and is now to be found elsewhere. Raises
+    `InputError` where it cannot go on (another tester, chip or data set; a completed run), before anything is changed,
+    and `ReplayError` where what is done again differs from the log.
     """
     with Run.open(path) as run:
         settings = _settings(run, tester)
         data = kept(run, settings, data_dir)
         raw = None if run.identity is None else _tester(run, settings)
         job = Job(run.config["experiment"], settings, run.start.config_text, path, data_dir, argv=argv)
-        setup = Setup(job, data, first_weights(settings, data, raw.capabilities() if raw else None), raw)
     session = {"argv": argv, "versions": versions(), "host": host(), "git_commit": git_commit()}
-    writer = ResumedWriter.reopen(path, session, durable)
+    with released_on_error(raw):
+        setup = Setup(job, data, first_weights(settings, data, raw.capabilities() if raw else None), raw)
+        writer = ResumedWriter.reopen(path, session, durable)
     writer.forget_failed(Run(path, writer.view()))
     view = Run(path, writer.view())
-    retracing = _Retracing(writer, view, _usable(view.checkpoint, raw))
+    retracing = _Retracing(writer, view, _usable(view))
     return execute(setup, writer, retracing.wrap, observer, retracing.restorer())
 
 
@@ -67,7 +72,7 @@ class _Retracing:
         """The tester that repeats what is logged, then records."""
         if self._replay is None:
             return raw
-        self._tester = RetracingTester(raw, RecordingTester(raw, self._writer), self._replay)
+        self._tester = RetracingTester(raw, RecordingTester(raw, self._writer), self._replay, self._writer.outlives)
         if self._checkpoint is not None:
             self._tester.serve_recorded()
         return self._tester
@@ -89,13 +94,19 @@ def _settings(run: Run, tester: str | None) -> Settings:
     if run.state == COMPLETED:
         raise InputError(f"{run.path} is complete: there is nothing to resume")
     settings = stored_settings(run.config, str(run.path))
-    if tester is not None and tester != settings.tester:
+    if tester is None or tester == settings.tester:
+        return settings
+    if not run.start.outlives:
         raise InputError(f"{run.path} was made on {settings.tester}, not on {tester}: a run is resumed on its own chip")
-    return settings
+    return settings.model_copy(update={"tester": tester})
 
 
 def _tester(run: Run, settings: Settings) -> ArrayTester:
-    """The tester of the run, in the state of its checkpoint, or of its start where it has none."""
+    """The tester of the run. One that died with its process is in the state of the checkpoint, or of the run's start
+    where there is none.
+    """
+    if run.start.outlives:
+        return _outliving(run, settings)
     chip_file = kept_chip(settings.tester)
     if chip_file is not None and chip_file.exists():
         _check_chip(run, chip_file)
@@ -104,11 +115,52 @@ def _tester(run: Run, settings: Settings) -> ArrayTester:
         raw = revive(settings.tester, memory.tobytes())
     else:
         raw = connect(settings.tester, twin_seed(settings))
-    if raw.identify().kind == TesterKind.HARDWARE:
-        raise InputError(f"{run.path} was made on hardware, which this version cannot resume")
+    _check_tester(run, raw)
+    return raw
+
+
+def _outliving(run: Run, settings: Settings) -> ArrayTester:
+    """The tester, as it was left, with at most one operation that the log does not know."""
+    last = _last_id(run)
+    _check_products(run)
+    raw = connect(settings.tester, twin_seed(settings))
+    if not outlives(raw):
+        raise InputError(
+            f"{run.path} was made on a tester that outlives the process, and {settings.tester} does not: "
+            "a run is resumed on its own chip"
+        )
+    with released_on_error(raw):
+        _check_tester(run, raw)
+        if last is not None:
+            raw.continue_after(last)
+    return raw
+
+
+def _last_id(run: Run) -> int | None:
+    """The last operation id that the log knows; None where nothing was done yet."""
+    ids = run.operations["op_id"][: run.operations.rows]
+    known = ids[ids != NONE]
+    if len(known):
+        return int(known[-1])
+    if len(ids) or any(is_remark(message) for _, message in run.messages):
+        raise InputError(f"{run.path} was cut in its first operation, and nobody knows what came of it: begin anew")
+    return None
+
+
+def _check_products(run: Run) -> None:
+    """Refuse a log whose answers would be needed and are not there."""
+    rows = slice(run.checkpoint.operations if run.checkpoint else 0, run.operations.rows)
+    answered = run.operations["kind"][rows][run.operations["op_id"][rows] != NONE]
+    if run.start.log == "digest" and np.isin(answered, list(MVM_DIRECTION)).any():
+        raise InputError(
+            f"{run.path} keeps only a checksum of each product (log=digest) and was not stopped with Ctrl-C: "
+            "its tester is beyond the last checkpoint, and nothing leads there"
+        )
+
+
+def _check_tester(run: Run, raw: ArrayTester) -> None:
     _check_same(asdict(run.identity) if run.identity else {}, asdict(raw.identify()))
     _check_same(asdict(run.capabilities) if run.capabilities else {}, asdict(raw.capabilities()))
-    return raw
 
 
 def _check_same(recorded: dict[str, Any], found: dict[str, Any]) -> None:
@@ -132,8 +184,9 @@ def _check_chip(run: Run, path: Path) -> None:
         )
 
 
-def _usable(checkpoint: Checkpoint | None, raw: ArrayTester | None) -> Checkpoint | None:
-    """A checkpoint helps only where the tester can be brought to it: else all is done again."""
-    if checkpoint is None or raw is None or CHIP in checkpoint.arrays:
+def _usable(view: Run) -> Checkpoint | None:
+    """A checkpoint helps only where the tester is brought to it, or has gone on from there: else all is done again."""
+    checkpoint = view.checkpoint
+    if checkpoint is None or view.identity is None or view.start.outlives or CHIP in checkpoint.arrays:
         return checkpoint
     return None

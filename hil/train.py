@@ -25,9 +25,10 @@ from hil.logsize import LogPlan, plan_log
 from hil.loop import Log, Training
 from hil.loop import Observer as LoopObserver
 from hil.mapping import floorplan
+from hil.mock_hw.twin import TwinTester
 from hil.network import analog_layers, build, initial_weights
 from hil.pairs import UNIT
-from hil.protocols.messages import Capabilities
+from hil.protocols.messages import Capabilities, TesterKind
 from hil.provenance import git_commit, host, versions
 from hil.stuck import all_cells, find_stuck
 
@@ -94,12 +95,31 @@ def train(job: Job, observer: Observer) -> Result:
     settings = job.settings
     data = chosen(settings, job.data_dir)
     raw = None if settings.system == "float" else connect(settings.tester, twin_seed(settings))
-    capabilities = raw.capabilities() if raw else None
-    setup = Setup(job, data, first_weights(settings, data, capabilities), raw)
-    plan = plan_log(settings, data, capabilities, job.out)
-    writer = RunWriter.create(job.out, _start(job, raw, plan.kind), job.overwrite, job.durable)
+    with released_on_error(raw):
+        capabilities = raw.capabilities() if raw else None
+        setup = Setup(job, data, first_weights(settings, data, capabilities), raw)
+        plan = plan_log(settings, data, capabilities, job.out)
+        writer = RunWriter.create(job.out, _start(job, raw, plan.kind), job.overwrite, job.durable)
     observer.logging(plan)
     return execute(setup, writer, lambda tester: RecordingTester(tester, writer), observer)
+
+
+def outlives(raw: ArrayTester | None) -> bool:
+    """Whether a tester, unlike a twin in this process or a recording, goes on existing when the process is killed."""
+    if raw is None or isinstance(raw, TwinTester):  # whose memory takes a while to write down
+        return False
+    return raw.identify().kind != TesterKind.REPLAY and raw.memory() is None
+
+
+@contextmanager
+def released_on_error(raw: ArrayTester | None) -> Iterator[None]:
+    """Let go of a tester that others may want, where the run cannot begin. A twin's chip is left as it was kept."""
+    try:
+        yield
+    except BaseException:
+        if raw is not None and outlives(raw):
+            raw.close()
+        raise
 
 
 def twin_seed(settings: Settings) -> np.random.SeedSequence:
@@ -228,4 +248,5 @@ def _start(job: Job, tester: ArrayTester | None, log: str) -> Start:
         identity=tester.identify() if tester else None,
         capabilities=tester.capabilities() if tester else None,
         log=log,
+        outlives=outlives(tester),
     )

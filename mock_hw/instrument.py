@@ -28,19 +28,23 @@ from hil.protocols.requests import (
 
 
 class Instrument:
-    """The firmware with its identity. `before` is called with each request that may change the chip."""
+    """The firmware with its identity. `before` is called with each request that may change the chip.
+
+    `mishap`, while it is set, is what becomes of requests.
+    """
 
     def __init__(
         self, firmware: Firmware, identity: Identity, before: Callable[[Request], None] = lambda request: None
     ) -> None:
         self.firmware = firmware
         self.identity = identity
+        self.mishap: Callable[[Request], Reply] | None = None
         self._before = before
 
     def answer(self, request: Request) -> Reply:
         """Do what is asked; a refusal is a `Failure`."""
         try:
-            return self._answer(request)
+            return self._answer(request) if self.mishap is None else self.mishap(request)
         except HilError as error:
             return failure_of(error)
 

@@ -1,11 +1,11 @@
 """The twin in process: the firmware, called directly."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from hil.instruments.tester import ArrayTester
 from hil.mock_hw import chipfile
 from hil.mock_hw.firmware import Firmware
+from hil.mock_hw.keeper import ChipFile
 from hil.protocols.errors import LimitError, TesterError
 from hil.protocols.messages import (
     Block,
@@ -23,13 +23,18 @@ from hil.protocols.messages import (
 )
 
 
-class TwinTester(ArrayTester):
-    """A tester of a chip that exists in memory; `path` keeps the chip on disk when the tester is closed."""
+def identity_of(name: str, chip_id: str) -> Identity:
+    """What the twin of a chip says of itself, in process and served."""
+    return Identity("PCM-HIL", name, "twin", "1", chip_id, TesterKind.TWIN)
 
-    def __init__(self, firmware: Firmware, name: str, chip_id: str, path: Path | None = None) -> None:
+
+class TwinTester(ArrayTester):
+    """A tester of a chip that exists in memory; `file` keeps the chip on disk when the tester is closed."""
+
+    def __init__(self, firmware: Firmware, name: str, chip_id: str, file: ChipFile | None = None) -> None:
         self._firmware = firmware
-        self._identity = Identity("PCM-HIL", name, "twin", "1", chip_id, TesterKind.TWIN)
-        self._path = path
+        self._identity = identity_of(name, chip_id)
+        self._file = file
         self._regions: list[Region] = []
         self._closed = False
 
@@ -80,8 +85,9 @@ class TwinTester(ArrayTester):
         return chipfile.dump(self._open(), self._identity)
 
     def close(self) -> None:
-        if self._path is not None and not self._closed:
-            chipfile.save(self._path, self._firmware, self._identity)
+        if self._file is not None and not self._closed:
+            self._file.save(self._firmware, self._identity)
+            self._file.release()
         self._closed = True
 
     def _open(self) -> Firmware:

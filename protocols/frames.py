@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from hil.protocols import payloads
 from hil.protocols.errors import InputError
+from hil.protocols.inbox import Inbox
 from hil.protocols.messages import (
     Cells,
     Codes,
@@ -59,6 +60,8 @@ OVERHEAD = START + CRC.size
 """Bytes of a frame without payload."""
 LARGEST_PAYLOAD = 1 << 28
 """Bytes; a longer length is taken for a damaged frame."""
+SHOWN = 200
+"""Bytes that were no frame which are kept to be shown."""
 ANSWER = 0x80
 """Set in the command of a reply."""
 FAILURE = 0xFF
@@ -112,69 +115,81 @@ class FrameReader:
     """Takes bytes as they come, and gives whole frames; what is none is passed over, up to the next magic."""
 
     def __init__(self) -> None:
-        self._buffer = bytearray()
-        self.skipped = bytearray()
+        self._inbox = Inbox()
+        self._need = 0  # bytes of the frame that has begun
+        self.skipped = b""
         """The newest bytes that were no frame."""
 
     @property
     def partial(self) -> bool:
         """Whether a frame has begun and is not complete."""
-        return bool(self._buffer)
+        return bool(self._inbox)
 
     def clear(self) -> None:
         """Forget what is not complete."""
-        self._buffer.clear()
-        self.skipped.clear()
+        self._inbox.clear()
+        self._need = 0
+        self.skipped = b""
 
     def feed(self, data: Buffer) -> None:
         """Take bytes."""
-        self._buffer += data
+        self._inbox.add(data)
 
     def frames(self) -> Iterator[Frame]:
         """The frames that are complete."""
-        while (frame := self._next()) is not None:
+        while len(self._inbox) >= max(self._need, 1):
+            frame = self._next(self._inbox.joined())
+            if frame is None:
+                return
             yield frame
 
-    def _next(self) -> Frame | None:
-        while len(self._buffer) >= OVERHEAD or self._buffer[: len(MAGIC)] != MAGIC[: len(self._buffer)]:
-            size = self._size()
-            if size == 0:
-                self._skip()
-                continue
-            if len(self._buffer) < size:
+    def _next(self, buffer: bytes) -> Frame | None:
+        """The first frame; None, and how much is needed, where it is not complete."""
+        at = self._need = 0
+        while True:
+            start = at + _to_magic(buffer, at)
+            size = _frame_size(buffer, start)
+            if size is None or start + size > len(buffer):
+                self._pass_over(buffer, start)
+                self._need = size or 0
                 return None
-            with memoryview(self._buffer) as view:
-                whole = bytes(view[:size])
-            if CRC.unpack_from(whole, size - CRC.size)[0] != _crc_of(whole, size):
-                self._skip()
-                continue
-            del self._buffer[:size]
-            _, _, command, sequence, length = HEADER.unpack_from(whole)
-            return Frame(command, sequence, memoryview(whole)[START : START + length])
+            if size and _is_whole(buffer, start, size):
+                break
+            at = start + 1
+        self._pass_over(buffer, start)
+        self._inbox.drop(size)
+        _, _, command, sequence, length = HEADER.unpack_from(buffer, start)
+        return Frame(command, sequence, memoryview(buffer)[start + START : start + START + length])
+
+    def _pass_over(self, buffer: bytes, count: int) -> None:
+        if count:
+            self.skipped = (self.skipped + buffer[max(0, count - SHOWN) : count])[-SHOWN:]
+            self._inbox.drop(count)
+
+
+def _to_magic(buffer: bytes, at: int) -> int:
+    """Bytes from `at` to where a frame may begin."""
+    found = buffer.find(MAGIC, at)
+    if found < 0:
+        found = len(buffer) - buffer.endswith(MAGIC[:1])
+    return max(found, at) - at
+
+
+def _frame_size(buffer: bytes, at: int) -> int | None:
+    """Bytes of the frame that begins there, 0 if none does, None where its header is not complete."""
+    if len(buffer) - at < START:
         return None
-
-    def _size(self) -> int:
-        """Bytes of the frame that begins here, 0 if none does."""
-        if len(self._buffer) < OVERHEAD or self._buffer[: len(MAGIC)] != MAGIC:
-            return 0
-        _, version, _, _, length = HEADER.unpack_from(self._buffer)
-        (crc,) = CRC.unpack_from(self._buffer, HEADER.size)
-        whole = version == VERSION and length <= LARGEST_PAYLOAD
-        return OVERHEAD + length if whole and crc == zlib.crc32(self._buffer[: HEADER.size]) else 0
-
-    def _skip(self) -> None:
-        """Go to the next byte at which a frame may begin."""
-        at = self._buffer.find(MAGIC, 1)
-        if at < 0:
-            at = len(self._buffer) - (self._buffer[-1:] == MAGIC[:1] and len(self._buffer) > 1)
-        self.skipped = (self.skipped + self._buffer[:at])[-200:]
-        del self._buffer[:at]
+    _, version, _, _, length = HEADER.unpack_from(buffer, at)
+    (crc,) = CRC.unpack_from(buffer, at + HEADER.size)
+    sound = version == VERSION and length <= LARGEST_PAYLOAD and crc == zlib.crc32(buffer[at : at + HEADER.size])
+    return OVERHEAD + length if sound else 0
 
 
-def _crc_of(whole: bytes, size: int) -> int:
-    """The checksum goes on from that of the header over the payload."""
-    with memoryview(whole) as view:
-        return zlib.crc32(view[START : size - CRC.size], CRC.unpack_from(whole, HEADER.size)[0])
+def _is_whole(buffer: bytes, at: int, size: int) -> bool:
+    """Whether the checksum, which goes on from that of the header over the payload, is right."""
+    (crc,) = CRC.unpack_from(buffer, at + HEADER.size)
+    (told,) = CRC.unpack_from(buffer, at + size - CRC.size)
+    return bool(told == zlib.crc32(memoryview(buffer)[at + START : at + size - CRC.size], crc))
 
 
 def encode_request(request: Request, sequence: int) -> list[Buffer]:
@@ -264,7 +279,7 @@ _REQUEST_PARSERS: dict[type[Request], Callable[[Buffer], Request]] = {
     Describe: _without_payload(Describe()),
     GetState: _without_payload(GetState()),
     Ground: _without_payload(Ground()),
-    Echo: lambda data: Echo(bytes(data)),
+    Echo: Echo,
     Define: _define,
     Read: _read,
     Multiply: _multiply,
@@ -335,7 +350,7 @@ def _reply(request: Request, frame: Frame) -> Reply:
         case Describe():
             return payloads.description_of(data)
         case Echo():
-            return Echoed(bytes(data))
+            return Echoed(data)
         case Define() | Ground():
             return Done()
 

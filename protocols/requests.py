@@ -44,7 +44,7 @@ class Ground:
 class Echo:
     """Give the data back. Answer: `Echoed`."""
 
-    data: bytes
+    data: bytes | bytearray | memoryview
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +120,7 @@ class Done:
 class Echoed:
     """The data of an `Echo`."""
 
-    data: bytes
+    data: bytes | bytearray | memoryview
 
 
 @dataclass(frozen=True, slots=True)

@@ -198,7 +198,7 @@ _PARSERS: dict[type[Request], tuple[int, Callable[[Sequence[Element]], Request]]
     Describe: (0, lambda p: Describe()),
     GetState: (0, lambda p: GetState()),
     Ground: (0, lambda p: Ground()),
-    Echo: (2, lambda p: Echo(bytes(block(p[0])))),
+    Echo: (2, lambda p: Echo(block(p[0]))),
     Define: (3, lambda p: Define(payloads.region_of(unsigned(p[0]), block(p[1])))),
     Read: (3, _read),
     Multiply: (8, _multiply),
@@ -278,7 +278,7 @@ def _reply(request: Request, fields: list[Element]) -> Reply:
         case Describe():
             return payloads.description_of(block(fields[0]))
         case Echo():
-            return Echoed(bytes(block(fields[0])))
+            return Echoed(block(fields[0]))
         case Define() | Ground():
             return Done()
 

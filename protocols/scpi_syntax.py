@@ -7,6 +7,7 @@ from functools import lru_cache
 from itertools import product
 from typing import NamedTuple
 
+from hil.protocols.inbox import Inbox
 from hil.protocols.payloads import Buffer
 from hil.protocols.requests import Fault, ProtocolError
 
@@ -29,7 +30,7 @@ class MessageReader:
 
     def __init__(self, longest_text: int = LONGEST_TEXT, largest_block: int = LARGEST_BLOCK) -> None:
         self._longest_text, self._largest_block = longest_text, largest_block
-        self._buffer = bytearray()
+        self._inbox = Inbox()
         self._start_again()
 
     def _start_again(self) -> None:
@@ -40,62 +41,62 @@ class MessageReader:
     @property
     def partial(self) -> bool:
         """Whether a message has begun and is not complete."""
-        return bool(self._buffer)
+        return bool(self._inbox)
 
     @property
     def in_block(self) -> bool:
         """Whether the rest of a block is awaited."""
-        return self._need > len(self._buffer)
+        return self._need > len(self._inbox)
 
     def clear(self) -> None:
         """Forget what is not complete."""
-        self._buffer.clear()
+        self._inbox.clear()
         self._start_again()
 
     def text(self) -> bytes:
         """The beginning of what is not complete."""
-        return bytes(self._buffer[:200])
+        return self._inbox.joined()[:200]
 
     def feed(self, data: Buffer) -> None:
         """Take bytes."""
-        self._buffer += data
+        self._inbox.add(data)
 
     def messages(self) -> Iterator[bytes]:
-        """The messages that are complete, without their newline. Raises `ProtocolError` where one is too long, and
-        forgets it.
+        """The messages that are complete, with their newline. Raises `ProtocolError` where one is too long, and forgets
+        it.
         """
         while not self.in_block:
-            stop = self._find_end()
+            buffer = self._inbox.joined()
+            stop = self._find_end(buffer)
             if stop is None:
                 return
-            with memoryview(self._buffer) as view:
-                message = bytes(view[:stop])
-            del self._buffer[: stop + 1]
+            message = buffer[: stop + 1]
+            self._inbox.drop(stop + 1)
             self._start_again()
             yield message
 
-    def _find_end(self) -> int | None:
+    def _find_end(self, buffer: bytes) -> int | None:
         """Position of the newline that ends the message; None where it has not come yet."""
-        while (found := _END.search(self._buffer, self._at)) is not None:
+        while (found := _END.search(buffer, self._at)) is not None:
             what = found.group()
             if what == b"\n":
                 return found.start()
             if what[:1] == b"#":
-                if not self._pass_block(found.start()):
+                if not self._pass_block(buffer, found.start()):
                     return None
             elif len(what) > 1 and what[-1] == what[0]:
                 self._at = found.end()
-            elif found.end() == len(self._buffer):
+            elif found.end() == len(buffer):
                 break  # the rest of the string may come
             else:
                 self._at = found.start() + 1  # a quote that is never closed in its line is none
-        self._check_length()
+        self._check_length(len(buffer) - self._in_blocks)
         return None
 
-    def _pass_block(self, start: int) -> bool:
+    def _pass_block(self, buffer: bytes, start: int) -> bool:
         """Go behind the block at `start`; False where it is not all there."""
-        digits = self._buffer[start + 1] - ord("0")
-        header = self._buffer[start + 2 : start + 2 + digits]
+        digits = buffer[start + 1] - ord("0")
+        header = buffer[start + 2 : start + 2 + digits]
         if digits == 0 or (header and not header.isdigit()):
             self._at = start + 2  # no definite-length block: what it is, its reader will say
             return True
@@ -107,10 +108,9 @@ class MessageReader:
             raise ProtocolError(Fault.INPUT_OVERRUN, f"a block of {size} bytes is beyond {self._largest_block} in all")
         self._at = self._need = start + 2 + digits + size
         self._in_blocks += size
-        return self._need <= len(self._buffer)
+        return self._need <= len(buffer)
 
-    def _check_length(self) -> None:
-        size = len(self._buffer) - self._in_blocks
+    def _check_length(self, size: int) -> None:
         if size > self._longest_text and not self.in_block:
             self.clear()
             raise ProtocolError(Fault.INPUT_OVERRUN, f"{size} bytes without a newline are beyond {self._longest_text}")
@@ -152,7 +152,7 @@ class _Opaque(NamedTuple):
 
 
 def split(message: bytes) -> list[Unit]:
-    """The units of a message. Raises `ProtocolError` on a block that is none."""
+    """The units of a message, with or without its newline. Raises `ProtocolError` on a block that is none."""
     view = memoryview(message)
     text, opaque = _without_opaque(message, view)
     units: list[Unit] = []

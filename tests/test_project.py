@@ -19,7 +19,7 @@ TEXTS = sorted(
 )
 LONGEST_FUNCTION = 60
 LONGEST_SOURCE, LONGEST_TEST = 400, 500
-MAY_SEE_THE_WALL_CLOCK = {"mock_hw/servers.py", "mock_hw/clock.py"}
+MAY_SEE_THE_WALL_CLOCK = {"mock_hw/server.py", "mock_hw/tcp_server.py", "mock_hw/clocks.py"}
 SEEDED = {"Generator", "SeedSequence", "BitGenerator", "PCG64", "PCG64DXSM", "Philox", "SFC64", "default_rng"}
 MACHINE_PATH = re.compile(r"/(home|root|Users|work)/|[A-Z]:\\Users\\")
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from hil.mock_hw.faults import load_plan
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 HIL = Path(sys.executable).with_name("hil")
@@ -53,6 +55,28 @@ def test_the_analysis_example_runs_on_what_the_quick_start_made(quick_start: Pat
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("completed 0.4 0.9")
     assert "(" in done.stdout.splitlines()[-1]
+
+
+def test_the_section_on_real_testers_works_as_it_stands(tmp_path: Path) -> None:
+    serve, check, train = commands("On a real tester, or a twin that is served as one")
+    command = [HIL, *shlex.split(serve)[1:]]
+    command[command.index("5025")] = "0"
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+        try:
+            assert server.stdout is not None
+            uri = server.stdout.readline().strip()
+            for later in (check, f"{train} --epochs 1"):
+                assert "tcp://127.0.0.1:5025" in later
+                run_hil(shlex.split(later.replace("tcp://127.0.0.1:5025", uri))[1:], tmp_path)
+        finally:
+            server.terminate()
+    assert server.returncode == 0
+    assert (tmp_path / "runs" / "wire.h5").exists()
+
+
+def test_the_plan_of_faults_is_one(tmp_path: Path) -> None:
+    (tmp_path / "plan.toml").write_text(re.findall(r"```toml\n(.*?)```", README, re.DOTALL)[0])
+    assert load_plan(tmp_path / "plan.toml").strikes("reply") == []
 
 
 @pytest.mark.parametrize("command", [command for command in commands("Quick start") if "mnist" in command])

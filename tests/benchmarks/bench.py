@@ -23,6 +23,7 @@ import torch
 from history_bench import report_history
 from runfile_bench import OPERATIONS, log_cost, report_run_file
 from torch import nn
+from wire_bench import report_wire
 
 from hil.bench import open_tester
 from hil.config import Settings, load_settings
@@ -138,6 +139,7 @@ def main() -> None:
         print(f"logging {OPERATIONS} products of 785 inputs and 250 outputs: {cost:.1f} ms")
         report_run_file(data_dir, folder, IMAGES if data_dir else 1400)
         report_history(1.0, folder)
+    report_wire()
 
 
 def report(rates: dict[str, list[float]], bytes_per_image: float) -> None:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import pytest
 
 from hil.bench import connect
-from hil.data import runfile
+from hil.data import log_columns, runfile
 from hil.data.recording import RecordingTester
 from hil.data.run import Run
 from hil.data.runfile import RunWriter
@@ -87,7 +87,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With short chunks the file is small, and as much of it as can be holds HDF5's own structures."""
     path = tmp_path_factory.mktemp("base") / "run.h5"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runfile, "CHUNK_BYTES", PAGE)
+        patch.setattr(log_columns, "CHUNK_BYTES", PAGE)
+        patch.setattr(log_columns, "OPERATION_CHUNK", 64)
         patch.setattr(runfile, "OPERATION_CHUNK", 64)
         write_run(path)
     return path

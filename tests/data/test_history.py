@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from hil.bench import connect
-from hil.data import history, log, runfile
+from hil.data import history, log, log_columns, runfile
+from hil.data.recorded import Recorded
 from hil.data.recording import RecordingTester
+from hil.data.resumed import ResumedWriter
 from hil.data.run import LoggedOperation, Run
 from hil.data.runfile import RunWriter
 from hil.data.schema import Start
@@ -114,6 +116,7 @@ def marked_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With a mark for each few operations."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runfile, "OPERATION_CHUNK", ROWS)
+        patch.setattr(log_columns, "OPERATION_CHUNK", ROWS)
         return write_long(tmp_path_factory.mktemp("marked") / "run.h5")
 
 
@@ -454,3 +457,27 @@ def test_pulses_by_cell_are_refused_where_parallel_updates_hide_some(writer: Run
             with pytest.raises(InputError, match="holds parallel updates"):
                 ask()
         assert len(run.readings(0, 0, 0).value) == 0
+
+
+@pytest.mark.usefixtures("_small_blocks")
+@pytest.mark.parametrize("rows", [ROWS - 1, ROWS, ROWS + 1])
+def test_marks_are_right_after_a_failed_operation_was_forgotten(
+    rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runfile, "OPERATION_CHUNK", ROWS)
+    path = tmp_path / "run.h5"
+    first = RunWriter.create(path, start())
+    for row in range(rows - 1):
+        read(first, Cells.of(0, row, 1), [20])
+    read(first, Cells.of(0, 1, 2), [20], failed=True)
+    first.close("failed", {})
+    writer = ResumedWriter.reopen(path, {})
+    assert writer.forget_failed(Run(path, writer.view()))
+    view = Run(path, writer.view())
+    (position := Recorded(view)).next = rows - 1
+    writer.retrace(view, position)
+    for row in range(rows - 1, 2 * ROWS):
+        read(writer, Cells.of(0, row, 1), [20])
+    writer.close("completed", {})
+    with Run.open(path) as run:
+        assert run.log.marks("read").tolist() == [ROWS, 2 * ROWS]

@@ -47,7 +47,7 @@ def ftruncate(size: int) -> Change:
 @pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
     disk = Disk()
-    write, cut, sync = journal_module._write, os.ftruncate, os.fsync  # noqa: SLF001
+    write, cut, sync = journal_module.write_at, os.ftruncate, os.fsync
 
     def write_pages(handle: int, data: bytes, offset: int) -> None:
         write(handle, data, offset)
@@ -62,7 +62,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
         sync(handle)
         disk.changes.append(SYNC)
 
-    monkeypatch.setattr(journal_module, "_write", write_pages)
+    monkeypatch.setattr(journal_module, "write_at", write_pages)
     monkeypatch.setattr("hil.data.journal.os.ftruncate", cut_off)
     monkeypatch.setattr("hil.data.journal.os.fsync", wait)
     return disk

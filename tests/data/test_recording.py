@@ -1,10 +1,12 @@
 """A recorded run holds what passed between host and tester, also where the tester failed."""
 
+import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 
@@ -12,6 +14,7 @@ from hil.data.recording import RecordingTester
 from hil.data.run import LoggedOperation, Run
 from hil.data.runfile import RunWriter
 from hil.data.schema import Start
+from hil.data.tail import Piece, read_tail
 from hil.instruments.tester import ArrayTester
 from hil.protocols.errors import InputError, LimitError, TesterError
 from hil.protocols.messages import (
@@ -290,3 +293,30 @@ def test_it_adds_nothing_else(tester: FakeTester, writer: RunWriter) -> None:
     assert tester.closed
     writer.message("the writer is still open")
     assert writer.operations == len(logged(writer)) == len(OPERATIONS)
+
+
+def test_what_was_not_complete_is_said(tester: FakeTester, writer: RunWriter) -> None:
+    for name in ("set", "update", "wait", "read"):
+        OPERATIONS[name][2](RecordingTester(tester, writer))
+    writer.close("completed", {})
+    with Run.open(writer.path) as run:
+        assert [text for _, text in run.messages] == [
+            "operation id 3 (SET of 3 cells) is uncertain: 302 pulses were applied"
+        ]
+
+
+@pytest.mark.parametrize("name", ["set", "reset", "update", "wait"])
+def test_what_changes_the_array_is_announced_before_it_is_sent(name: str, tester: FakeTester, tmp_path: Path) -> None:
+    writer = RunWriter.create(tmp_path / "run.h5", replace(START, outlives=True))
+    recording = RecordingTester(tester, writer)
+    sent: list[list[Piece]] = []
+
+    def look() -> tuple[int, int]:
+        with h5py.File(io.BytesIO(writer.path.read_bytes())) as file:
+            sent.extend(read_tail(writer.path, file.attrs["run_id"]))
+        return 1, 1000
+
+    tester.next_operation = look  # type: ignore[method-assign]
+    OPERATIONS[name][2](recording)
+    assert [[(piece.name, piece.position) for piece in record] for record in sent] == [[("intent", 0)]]
+    writer.close("completed", {})

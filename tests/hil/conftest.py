@@ -1,24 +1,47 @@
 """What the tests of hil/ share: small software chips, weights on them, short runs and their logs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import h5py
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from hil.bench import open_tester
+import hil.resume
+import hil.train
+from hil.bench import connect, open_tester
 from hil.config import load_settings
 from hil.data.column_reader import ColumnReader
 from hil.data.schema import OPERATIONS, STREAMS, Start
 from hil.instruments.tester import ArrayTester
 from hil.logsize import LogPlan
+from hil.mock_hw.ports import Codec
+from hil.mock_hw.server import Server
+from hil.mock_hw import chipfile
+from hil.mock_hw.firmware import Firmware
 from hil.pairs import UNIT, DifferentialPairs
+from hil.protocols.errors import InputError, TesterError
+from hil.protocols.messages import (
+    Block,
+    Capabilities,
+    Cells,
+    Direction,
+    Identity,
+    PulseBatch,
+    PulseTrains,
+    Readings,
+    Receipt,
+    Region,
+    TesterKind,
+    Vectors,
+)
+from hil.serving import serving
 from hil.train import Job, Result, train
 
+Answer = TypeVar("Answer", Readings, Receipt)
 SMALL_CHIP = "twin:pcm-analog?arrays=2&rows=80&columns=256"
 
 
@@ -144,3 +167,125 @@ def digits_run_by_reading(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """As `digits_run`, two epochs on a chip that is read cell by cell."""
     path, watcher = tmp_path_factory.mktemp("digits-90nm") / "run.h5", Watcher()
     return Finished(train(job(path, epochs=2, tester="twin:pcm-90nm"), watcher), path, watcher)
+
+
+class Rig:
+    """A chip on a bench, which is there whether or not a process drives it, and what tells when to look at it."""
+
+    def __init__(self) -> None:
+        self.connection = Outliving
+        self.identity = Identity("", "", "", "", "", TesterKind.TWIN)
+        self.firmware: Firmware | None = None
+        self.connected = 0
+        self.hook: Callable[[str, int], None] = lambda moment, op_id: None
+
+    def connect(self, uri: str, seed: Any) -> ArrayTester:
+        """What stands in for `bench.connect`; the first to connect decides what chip there is."""
+        if uri.startswith("twin:ideal"):
+            return connect(uri, seed)  # another tester, which dies with the process
+        self.connected += 1
+        if self.firmware is None:
+            new = connect(uri, seed)
+            self.identity = new.identify()
+            self.firmware, *_ = chipfile.parse(new.memory() or b"")
+        return Outliving(self, self.firmware)
+
+    def dump(self) -> bytes:
+        assert self.firmware is not None
+        return chipfile.dump(self.firmware, self.identity)
+
+    def restore(self, memory: bytes) -> None:
+        self.firmware, *_ = chipfile.parse(memory)
+
+
+class Outliving(ArrayTester):
+    """A connection to a rig. It knows no device time before its first answer, as a driver of hardware."""
+
+    def __init__(self, rig: Rig, firmware: Firmware) -> None:
+        self._rig, self._firmware = rig, firmware
+        self._last = firmware.last_op_id
+        self._time_ns: int | None = None
+        self._regions: list[Region] = []
+
+    def identify(self) -> Identity:
+        return self._rig.identity
+
+    def capabilities(self) -> Capabilities:
+        return self._firmware.capabilities
+
+    def register(self, blocks: Sequence[Block]) -> Region:
+        region = Region(len(self._regions), tuple(blocks))
+        self._firmware.define(region)
+        self._regions.append(region)
+        return region
+
+    def regions(self) -> tuple[Region, ...]:
+        return tuple(self._regions)
+
+    def read(self, cells: Cells) -> Readings:
+        return self._do(lambda op_id: self._firmware.read(op_id, cells))
+
+    def mvm(self, region: Region, vectors: Vectors, direction: Direction, gain: int) -> Readings:
+        return self._do(lambda op_id: self._firmware.mvm(op_id, region.handle, vectors, direction, gain))
+
+    def program(self, pulses: PulseBatch) -> Receipt:
+        return self._do(lambda op_id: self._firmware.program(op_id, pulses))
+
+    def update(self, region: Region, trains: PulseTrains) -> Receipt:
+        raise TesterError("no parallel update")
+
+    def wait(self, seconds: float) -> Receipt:
+        return self._do(lambda op_id: self._firmware.wait(op_id, seconds))
+
+    def time_ns(self) -> int:
+        if self._time_ns is None:
+            raise TesterError("no answer yet that would tell the time")
+        return self._time_ns
+
+    def safe_state(self) -> None:
+        """No lines to ground."""
+
+    def close(self) -> None:
+        self._rig.connected -= 1
+
+    def continue_after(self, op_id: int) -> None:
+        if self._firmware.last_op_id not in (op_id, op_id + 1):
+            raise InputError(f"the chip was used since: its last id is {self._firmware.last_op_id}, not {op_id}")
+        self._last = op_id
+
+    def _do(self, send: Callable[[int], Answer]) -> Answer:
+        op_id = self._last + 1
+        self._rig.hook("before", op_id)
+        answer = send(op_id)
+        self._rig.hook("done", op_id)
+        self._last, self._time_ns = op_id, answer.time_ns
+        return answer
+
+
+@pytest.fixture
+def rig(monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
+    """What every URI leads to."""
+    bench = Rig()
+    monkeypatch.setattr(hil.train, "connect", bench.connect)
+    monkeypatch.setattr(hil.resume, "connect", bench.connect)
+    yield bench
+    assert bench.connected == 0
+
+
+@contextmanager
+def running(chip: str, codec: Codec = "auto", path: Path | None = None) -> Iterator[Server]:
+    """A small twin that a thread serves, at a port of this machine or at a pseudo terminal."""
+    with serving(f"twin:{chip}?arrays=2&rows=64&columns=32", path or ("127.0.0.1", 0), codec) as server:
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.stop()
+            thread.join()
+
+
+@pytest.fixture(scope="session")
+def served() -> Callable[..., AbstractContextManager[Server]]:
+    """Serves a small twin: `with served("pcm-analog", "frames") as server`, which has a `uri`."""
+    return running

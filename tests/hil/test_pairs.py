@@ -11,7 +11,7 @@ from hil.instruments.tester import ArrayTester
 from hil.mapping import floorplan
 from hil.pairs import UNIT, DifferentialPairs
 from hil.protocols.errors import InputError
-from hil.protocols.messages import Cells, Operation
+from hil.protocols.messages import Cells, Operation, Status
 from hil.stuck import all_cells, find_stuck
 
 STEP = 0.77e-6  # S per SET pulse of the ideal chip
@@ -43,6 +43,17 @@ def test_positive_pulses_raise_g_plus_and_negative_ones_g_minus(pairs: Different
     expected[0, 3], expected[1, 7], expected[0, 11] = 2 * STEP, 3 * STEP, STEP
     np.testing.assert_allclose([plus, minus], expected, atol=2 * READ)
     assert pairs.sent == {Operation.SET: 6, Operation.RESET: 0}
+
+
+def test_cells_whose_pulses_are_in_doubt_are_read_again(pairs: DifferentialPairs, mocker: MockerFixture) -> None:
+    program = pairs.tester.program
+    mocker.patch.object(pairs.tester, "program", lambda pulses: replace(program(pulses), status=Status.UNKNOWN, done=0))
+    read = mocker.spy(pairs.tester, "read")
+    pairs.pulse(np.array([3, 7]), np.array([2, -3]))
+    assert cells_of(read.call_args.args[0]) == cells_of(
+        Cells.concatenate([pairs.placement.plus[np.array([3])], pairs.placement.minus[np.array([7])]])
+    )
+    assert pairs.sent[Operation.SET] == 5
 
 
 def test_no_pulses_make_no_operation(pairs: DifferentialPairs, mocker: MockerFixture) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from hil.mock_hw import chipfile
+from hil.mock_hw.keeper import ChipFile
 from hil.mock_hw.twin import TwinTester
 from hil.protocols.errors import StorageError, TesterError
 from hil.protocols.messages import (
@@ -74,7 +75,7 @@ def test_it_never_passes_for_hardware(make_twin: MakeTwin) -> None:
 
 def with_file(twin: TwinTester, path: Path) -> TwinTester:
     """The same twin, kept on disk."""
-    return TwinTester(vars(twin)["_firmware"], "pcm-analog", "chip-7", path)
+    return TwinTester(vars(twin)["_firmware"], "pcm-analog", "chip-7", ChipFile(path))
 
 
 def test_closing_keeps_the_chip_on_disk_once(make_twin: MakeTwin, tmp_path: Path) -> None:
@@ -90,13 +91,14 @@ def test_closing_keeps_the_chip_on_disk_once(make_twin: MakeTwin, tmp_path: Path
 
 
 def test_a_chip_that_could_not_be_saved_is_not_lost(make_twin: MakeTwin, tmp_path: Path) -> None:
-    folder = tmp_path / "folder"
-    twin = with_file(make_twin(), folder / "chip.h5")
+    twin = with_file(make_twin(), tmp_path / "chip.h5")
+    in_the_way = tmp_path / "chip.h5.part"
+    in_the_way.mkdir()
     with pytest.raises(StorageError, match=r"chip\.h5"):
         twin.close()
-    folder.mkdir()
+    in_the_way.rmdir()
     twin.close()
-    assert (folder / "chip.h5").exists()
+    assert (tmp_path / "chip.h5").exists()
 
 
 def test_a_closed_twin_says_which_chip_it_was(make_twin: MakeTwin) -> None:

@@ -1,0 +1,167 @@
+"""The same run in process, over TCP and over a pseudo terminal, in both codecs, with and without faults."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from hil.data.run import Run
+from hil.instruments import link
+from hil.mock_hw import server
+from hil.mock_hw.faults import FaultPlan, FaultRule
+from hil.mock_hw.server import Server
+from hil.protocols.errors import TesterError
+from hil.protocols.messages import Operation, Status, TesterKind
+from hil.serving import serving
+from hil.train import Job, train
+
+MakeJob = Callable[..., Job]
+LogOf = Callable[[Path], dict[str, npt.NDArray[Any]]]
+SHORT: dict[str, Any] = {"train_images": 60, "epochs": 1}
+SMALL = "twin:pcm-analog?arrays=2&rows=80&columns=256&seed=5"
+SMALL_90NM = "twin:pcm-90nm?arrays=2&rows=80&columns=256&seed=5"
+RECOVERABLE = (
+    FaultRule("drop", "request", every=211),
+    FaultRule("drop", "reply", every=223),
+    FaultRule("corrupt", "request", every=97),
+    FaultRule("corrupt", "reply", every=101),
+    FaultRule("truncate", "request", every=227),
+    FaultRule("truncate", "reply", every=229),
+    FaultRule("duplicate", "request", every=23),
+    FaultRule("duplicate", "reply", every=29),
+    FaultRule("split", "reply", every=17),
+    FaultRule("close", "reply", every=233),
+    FaultRule("late", "reply", every=239, seconds=0.15),
+    FaultRule("busy", every=103),
+)
+
+
+@contextmanager
+def served(uri: str, where: tuple[str, int] | Path, plan: FaultPlan | None = None) -> Iterator[Server]:
+    with serving(uri, where, plan=plan) as line:
+        thread = Thread(target=line.run)
+        thread.start()
+        try:
+            yield line
+        finally:
+            line.stop()
+            thread.join()
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Serial lines fall silent sooner; their two times stay in order."""
+    monkeypatch.setattr(link, "QUIET_S", 0.03)
+    monkeypatch.setattr(server, "PARTIAL_S", 0.02)
+
+
+def chi_of(path: Path) -> dict[str, bytes]:
+    with Run.open(path) as run:
+        return {name: values.tobytes() for name, values in run.snapshot("final").arrays.items()}
+
+
+@pytest.fixture(scope="module")
+def in_process(tmp_path_factory: pytest.TempPathFactory) -> Callable[[MakeJob, str], Path]:
+    """The run in process, made once for each chip."""
+    folder = tmp_path_factory.mktemp("in-process")
+    made: dict[str, Path] = {}
+
+    def make(make_job: MakeJob, uri: str) -> Path:
+        if uri not in made:
+            made[uri] = folder / f"{len(made)}.h5"
+            train(make_job(out=made[uri], tester=uri, **SHORT), Silent())
+        return made[uri]
+
+    return make
+
+
+class Silent:
+    """An observer that does nothing."""
+
+    logging = begin = progress = epoch = finding = lambda *_: None
+
+
+@pytest.mark.parametrize("faults", [False, True], ids=["sound", "with faults"])
+@pytest.mark.parametrize("codec", ["scpi", "frames"])
+@pytest.mark.parametrize("where", ["TCP", "pty"])
+@pytest.mark.parametrize("chip", [SMALL, SMALL_90NM], ids=["analog", "serial"])
+def test_a_run_is_the_same_over_every_wire(
+    make_job: MakeJob, in_process: Any, log_of: LogOf, tmp_path: Path, chip: str, where: str, codec: str, faults: bool
+) -> None:
+    expected = in_process(make_job, chip)
+    plan = FaultPlan(RECOVERABLE, 3) if faults else None
+    with served(chip, ("127.0.0.1", 0) if where == "TCP" else tmp_path / "tty", plan) as line:
+        uri = f"{line.uri}?codec={codec}&timeout={0.1 if faults else 5}"
+        result = train(make_job(tester=uri, **SHORT), Silent())
+    log, other = log_of(tmp_path / "run.h5"), log_of(expected)
+    assert log.keys() == other.keys()
+    for name, values in other.items():
+        np.testing.assert_array_equal(log[name], values, err_msg=name)
+    assert chi_of(tmp_path / "run.h5") == chi_of(expected)
+    with Run.open(tmp_path / "run.h5") as run:
+        assert run.identity is not None
+        assert run.identity.kind == TesterKind.TWIN
+        assert run.metrics["test_accuracy"][-1] == result.test_accuracy
+    if plan is not None:
+        assert plan.summary() != ""
+
+
+@pytest.mark.parametrize(
+    "resource", ["TCPIP0::127.0.0.1::{port}::SOCKET", "TCPIP::127.0.0.1::{port}::SOCKET?backend=@py"]
+)
+def test_a_visa_resource_string_is_all_that_is_needed(
+    make_job: MakeJob, in_process: Any, log_of: LogOf, tmp_path: Path, resource: str
+) -> None:
+    expected = in_process(make_job, SMALL)
+    with served(SMALL, ("127.0.0.1", 0)) as line:
+        uri = resource.format(port=line.uri.rpartition(":")[2])
+        train(make_job(tester=uri, **SHORT), Silent())
+    for name, values in log_of(expected).items():
+        np.testing.assert_array_equal(log_of(tmp_path / "run.h5")[name], values, err_msg=name)
+
+
+def test_reboots_leave_operations_in_doubt_that_are_read_again_and_said(make_job: MakeJob, tmp_path: Path) -> None:
+    plan = FaultPlan((FaultRule("reboot", probability=0.05),), 3)
+    with served(SMALL, ("127.0.0.1", 0), plan) as line:
+        result = train(make_job(tester=f"{line.uri}?timeout=5", **SHORT), Silent())
+    assert result.images == 60
+    with Run.open(tmp_path / "run.h5") as run:
+        kinds, statuses = (run.operations[name][:] for name in ("kind", "status"))
+        doubtful = np.flatnonzero(statuses == Status.UNKNOWN)
+        assert len(doubtful) >= 1
+        pulsed = np.isin(kinds[doubtful], (Operation.SET, Operation.RESET))
+        assert (kinds[doubtful[pulsed] + 1] == Operation.READ).all()
+        assert len([text for _, text in run.messages if "uncertain" in text]) == len(doubtful)
+
+
+class Cutter(Silent):
+    """Stops the server in the middle of the run."""
+
+    def __init__(self, line: Server) -> None:
+        self._line = line
+
+    def progress(self, images: int, *_: Any) -> None:
+        self._line.stop()
+
+    logging = begin = epoch = finding = lambda *_: None
+
+
+def test_a_lost_tester_ends_the_run_with_its_file_intact(
+    make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hil.instruments.exchange.PAUSES", (0.0, 0.01))
+    with serving(SMALL, ("127.0.0.1", 0)) as line:
+        job = make_job(tester=f"{line.uri}?timeout=0.2", train_images=200)
+        thread = Thread(target=line.run)
+        thread.start()
+        with pytest.raises(TesterError, match="was not answered"):
+            train(job, Cutter(line))
+        thread.join()
+    with Run.open(tmp_path / "run.h5") as run:
+        assert run.state.startswith("failed: ")
+        assert run.operations.rows > 100
