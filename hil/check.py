@@ -122,6 +122,9 @@ def _check_line(run: _Run, address: WireAddress, pulsed: Places) -> None:
         else:
             run.make(framed.checks, line)
         run.make(wire.checks, line)
+    except BaseException:  # Ctrl-C, at any byte
+        line.in_step = False
+        raise
     finally:
         line.close()
 

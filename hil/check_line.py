@@ -153,8 +153,9 @@ class Line(Subject):
     def close(self) -> None:
         """Ground the lines, and let go. Never raises."""
         with suppress(HilError, Failed):
-            self.ready()
-            self.reply(Ground())
+            if not self.in_step:
+                self.link.reset(self.address.timeout)
+            self.transact(Ground())
         self.link.close()
 
     def _listen(self, sent: bytes, deadline: float) -> bytes:

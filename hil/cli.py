@@ -159,7 +159,7 @@ def _end_if_interrupted(result: "Result") -> None:
 
 @main.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--tester", help="URI of the tester; it must be the one of the run.")
+@click.option("--tester", help="Where the tester of the run is now, if it is a real or served one and has moved.")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of data sets, if RUN holds none.")
 @click.option("--durable", is_flag=True, help="Wait for the disk each second: what is logged survives a power loss.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")

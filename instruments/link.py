@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from time import monotonic
 
 from hil.protocols.errors import TesterError
+from hil.protocols.payloads import Buffer
 
 QUIET_S = 0.6  # firmware throws half a command away after 0.5 s
 LARGEST_RECEIVE = 256 * 1024
@@ -35,7 +36,7 @@ class Link(ABC):
     """What the line carries at least; a caller adds size / bytes_per_second to its timeouts."""
 
     @abstractmethod
-    def send(self, parts: Sequence[bytes | memoryview], timeout: float) -> None:
+    def send(self, parts: Sequence[Buffer], timeout: float) -> None:
         """Send all parts as one stretch of bytes. After a `LinkTimeout` an unknown share of them is under way."""
 
     @abstractmethod

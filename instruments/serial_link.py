@@ -10,6 +10,7 @@ from time import monotonic
 import serial
 
 from hil.instruments.link import LARGEST_RECEIVE, Link, LinkClosed, LinkError, LinkTimeout, wait_for_silence
+from hil.protocols.payloads import Buffer
 
 try:
     from termios import error as TermiosError
@@ -35,7 +36,7 @@ class SerialLink(Link):
         self._selects = os.name == "posix" and "://" not in port
         self._port = self._open()
 
-    def send(self, parts: Sequence[bytes | memoryview], timeout: float) -> None:
+    def send(self, parts: Sequence[Buffer], timeout: float) -> None:
         data = memoryview(b"".join(parts))
         with self._lost_where_it_fails():
             if self._selects:

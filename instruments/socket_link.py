@@ -5,9 +5,13 @@ import socket
 import struct
 from collections.abc import Sequence
 from contextlib import suppress
+from time import monotonic
 
 from hil.instruments.link import LARGEST_RECEIVE, Link, LinkClosed, LinkError, LinkTimeout
+from hil.protocols.payloads import Buffer
 
+LARGE = 1 << 16
+"""Bytes of a part that is worth a system call of its own."""
 TCP_BYTES_PER_SECOND = 1e6  # 10 Mbit/s Ethernet
 
 
@@ -23,7 +27,7 @@ class SocketLink(Link):
         self._socket = self._connect(timeout)
         self._fresh = True  # nothing was sent or received: some testers are slow to accept another connection
 
-    def send(self, parts: Sequence[bytes | memoryview], timeout: float) -> None:
+    def send(self, parts: Sequence[Buffer], timeout: float) -> None:
         self._fresh = False
         send_all(self._socket, parts, timeout, self.name)
 
@@ -67,15 +71,25 @@ def set_up(line: socket.socket, name: str, timeout: float) -> None:
         raise LinkError(f"{name}: {_reason(error, timeout)}") from error
 
 
-def send_all(line: socket.socket, parts: Sequence[bytes | memoryview], timeout: float, name: str) -> None:
-    """Joined, so that one command is one packet; a copy costs less than the trip of the bytes through the kernel."""
+def send_all(line: socket.socket, parts: Sequence[Buffer], timeout: float, name: str) -> None:
+    """Small parts are joined, so that one command is one packet; large ones are not copied."""
+    deadline = monotonic() + timeout
     try:
-        line.settimeout(max(timeout, 0.0))
-        line.sendall(b"".join(parts))
+        for buffer in _buffers(parts):
+            line.settimeout(max(deadline - monotonic(), 0.0))
+            line.sendall(buffer)
     except (TimeoutError, BlockingIOError) as error:
         raise LinkTimeout(f"{name}: the tester did not take all bytes in {timeout:g} s") from error
     except OSError as error:
         raise _closed(name, error) from error
+
+
+def _buffers(parts: Sequence[Buffer]) -> list[Buffer]:
+    if all(len(part) < LARGE for part in parts):
+        return [b"".join(parts)]
+    first = next(index for index, part in enumerate(parts) if len(part) >= LARGE)
+    before, large, after = parts[:first], parts[first], parts[first + 1 :]
+    return [buffer for buffer in (b"".join(before), large, *_buffers(after)) if len(buffer)]
 
 
 def receive_some(line: socket.socket, buffer: memoryview, timeout: float, name: str) -> bytes:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from hil.instruments.link import LARGEST_RECEIVE, Link, LinkClosed, LinkError, LinkTimeout, wait_for_silence
 from hil.instruments.socket_link import abort, receive_some, send_all, set_up
+from hil.protocols.payloads import Buffer
 
 if TYPE_CHECKING:  # importing PyVISA takes long, and few need it
     from pyvisa.resources import MessageBasedResource, Resource
@@ -39,7 +40,7 @@ class VisaLink(Link):
         self._socket = self._own_socket(timeout)
         self.bytes_per_second = baudrate / 10 if _is_serial(self._resource) else VISA_BYTES_PER_SECOND
 
-    def send(self, parts: Sequence[bytes | memoryview], timeout: float) -> None:
+    def send(self, parts: Sequence[Buffer], timeout: float) -> None:
         if self._socket is not None:
             return send_all(self._socket, parts, timeout, self.name)
         with self._told_as_link_errors():

@@ -223,6 +223,6 @@ def error_text(failure: Failure | None) -> bytes:
     """The answer to `SYSTem:ERRor?`, with as much of the text as fits."""
     if failure is None:
         return error_reply(None)
-    meaning = FAULT_TEXT[failure.code]
+    meaning = FAULT_TEXT[Fault(failure.code)]
     room = LONGEST_ERROR - len(meaning) - 1
     return error_reply(Failure(failure.code, failure.text[:room]), meaning)

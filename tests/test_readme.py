@@ -59,7 +59,7 @@ def test_the_analysis_example_runs_on_what_the_quick_start_made(quick_start: Pat
 
 def test_the_section_on_real_testers_works_as_it_stands(tmp_path: Path) -> None:
     serve, check, train = commands("On a real tester, or a twin that is served as one")
-    command = [HIL, *shlex.split(serve)[1:]]
+    command = [str(HIL), *shlex.split(serve)[1:]]
     command[command.index("5025")] = "0"
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
         try:

@@ -18,8 +18,6 @@ from hil.data.column_reader import ColumnReader
 from hil.data.schema import OPERATIONS, STREAMS, Start
 from hil.instruments.tester import ArrayTester
 from hil.logsize import LogPlan
-from hil.mock_hw.ports import Codec
-from hil.mock_hw.server import Server
 from hil.mock_hw import chipfile
 from hil.mock_hw.firmware import Firmware
 from hil.pairs import UNIT, DifferentialPairs
@@ -38,7 +36,6 @@ from hil.protocols.messages import (
     TesterKind,
     Vectors,
 )
-from hil.serving import serving
 from hil.train import Job, Result, train
 
 Answer = TypeVar("Answer", Readings, Receipt)
@@ -270,22 +267,3 @@ def rig(monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
     monkeypatch.setattr(hil.resume, "connect", bench.connect)
     yield bench
     assert bench.connected == 0
-
-
-@contextmanager
-def running(chip: str, codec: Codec = "auto", path: Path | None = None) -> Iterator[Server]:
-    """A small twin that a thread serves, at a port of this machine or at a pseudo terminal."""
-    with serving(f"twin:{chip}?arrays=2&rows=64&columns=32", path or ("127.0.0.1", 0), codec) as server:
-        thread = threading.Thread(target=server.run)
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.stop()
-            thread.join()
-
-
-@pytest.fixture(scope="session")
-def served() -> Callable[..., AbstractContextManager[Server]]:
-    """Serves a small twin: `with served("pcm-analog", "frames") as server`, which has a `uri`."""
-    return running

@@ -1,43 +1,51 @@
 """`run_checks`: a healthy tester passes all, whatever goes wrong is told, and nothing hangs or is left undone."""
 
-
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from hil.bench import open_tester
 from hil.check import Report, run_checks
 from hil.check_line import Line
 from hil.checking import Places, Result
-from hil.mock_hw import frame_port, scpi_port, status
 from hil.mock_hw.array import Chip
-from hil.mock_hw.firmware import Firmware
-from hil.mock_hw.frame_port import FramePort
 from hil.mock_hw.instrument import Instrument
+from hil.mock_hw.ports import Codec
 from hil.mock_hw.scpi_port import ScpiPort
 from hil.mock_hw.server import Server
-from hil.mock_hw.status import StatusSystem
-from hil.mock_hw.tcp_server import TcpServer
-from hil.protocols import scpi
-from hil.protocols.errors import InputError, LimitError, OperationIdError, TesterError
-from hil.protocols.frames import HEADER, MAGIC, OVERHEAD, START, Frame, FrameReader
+from hil.protocols.errors import InputError, TesterError
 from hil.protocols.messages import Cells, PulseBatch
-from hil.protocols.payloads import Buffer
-from hil.protocols.requests import Failure, Ground, Request
+from hil.protocols.requests import Ground, Request
 from hil.serving import serving
 
 SMALL = "?arrays=2&rows=64&columns=32"
 SLOW = ("half a block is forgotten after 0.5 s", "half a frame is forgotten after 0.5 s")
-TIMEOUT = 0.12
 ANYWHERE = ("127.0.0.1", 0)
+
+
+@contextmanager
+def served(chip: str, codec: Codec = "auto", path: Path | None = None) -> Iterator[Server]:
+    """A small twin that a thread serves, at a port of this machine or at a pseudo terminal."""
+    with serving(f"twin:{chip}{SMALL}", path or ("127.0.0.1", 0), codec) as server:
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.stop()
+            thread.join()
+
+
+def wrap(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, wrapper: Callable[..., Any]) -> None:
+    """Puts `wrapper(original, *arguments)` in the place of a function."""
+    original = getattr(owner, name)
+    monkeypatch.setattr(owner, name, lambda *arguments: wrapper(original, *arguments))
 
 
 def failures(report: Report) -> dict[str, str]:
@@ -47,7 +55,7 @@ def failures(report: Report) -> dict[str, str]:
 @pytest.mark.parametrize("programming", [False, True])
 @pytest.mark.parametrize("codec", ["scpi", "frames"])
 @pytest.mark.parametrize("chip", ["pcm-analog", "pcm-90nm"])
-def test_a_healthy_tester_passes_all(chip: str, codec: str, programming: bool) -> None:
+def test_a_healthy_tester_passes_all(chip: str, codec: Codec, programming: bool) -> None:
     with served(chip, codec) as server:
         report = run_checks(server.uri, programming, timeout=2.0, leave_out=() if programming else SLOW)
     assert failures(report) == {}
@@ -58,7 +66,7 @@ def test_a_healthy_tester_passes_all(chip: str, codec: str, programming: bool) -
 
 @pytest.mark.parametrize("codec", ["scpi", "frames"])
 def test_a_healthy_tester_on_a_serial_line_passes_all(codec: str, tmp_path: Path) -> None:
-    with running(tmp_path / "line", "pcm-analog") as server:
+    with served("pcm-analog", path=tmp_path / "line") as server:
         report = run_checks(f"{server.uri}?codec={codec}&baudrate=20000000", True, timeout=0.5, leave_out=SLOW)
     assert failures(report) == {}
 
@@ -69,7 +77,7 @@ def test_a_tester_that_knows_no_more_of_scpi_than_the_host_needs_passes_all(monk
         handler = find(self, header)
         return handler if header.upper().lstrip(b":").startswith(needed) else None
 
-    wrap(ScpiPort, "_find", only_ours)(monkeypatch)
+    wrap(monkeypatch, ScpiPort, "_find", only_ours)
     with served("pcm-90nm", "scpi") as server:
         report = run_checks(server.uri, True, timeout=2.0, leave_out=SLOW)
     assert failures(report) == {}
@@ -91,7 +99,7 @@ def test_no_cell_is_pulsed_unless_it_is_allowed_and_then_only_those_that_are_nam
         pulsed.append(pulses.cells)
         return program(self, pulses, flat)
 
-    wrap(Chip, "program", watched)(monkeypatch)
+    wrap(monkeypatch, Chip, "program", watched)
     with served("pcm-analog") as server:
         run_checks(server.uri, leave_out=SLOW)
         assert pulsed == []
@@ -111,12 +119,15 @@ def places(pulsed: list[Cells]) -> set[tuple[int, ...]]:
 def test_a_check_that_raises_is_a_failure_and_the_next_one_finds_the_line_as_new(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def strike(state: Any, self: Any) -> Any:
+    slips = iter([True])
+
+    def slip(state: Any, self: Line) -> Any:
+        if not next(slips, False):
+            return state(self)
         self.send(b"ARR:STAT?\nARR:STAT?\n*XYZ?\n")  # whose answers nobody takes
         raise ZeroDivisionError("a slip")
 
-    slips = iter([True])
-    wrap(Line, "state", lambda state, self: strike(state, self) if next(slips, False) else state(self))(monkeypatch)
+    wrap(monkeypatch, Line, "state", slip)
     with served("pcm-90nm") as server:
         report = run_checks(server.uri, leave_out=SLOW)
     assert list(failures(report).values()) == ["a slip"]
@@ -191,7 +202,7 @@ def test_ctrl_c_ends_in_the_safe_state(at: str, monkeypatch: pytest.MonkeyPatch)
         asked.append(request)
         return answer(self, request)
 
-    wrap(Instrument, "answer", watched)(monkeypatch)
+    wrap(monkeypatch, Instrument, "answer", watched)
 
     def begin(name: str) -> None:
         if name == at:
@@ -202,5 +213,3 @@ def test_ctrl_c_ends_in_the_safe_state(at: str, monkeypatch: pytest.MonkeyPatch)
             run_checks(server.uri, leave_out=SLOW, begin=begin)
         assert asked[-1] == Ground()
         open_tester(server.uri).close()  # the line was let go
-
-

@@ -1,11 +1,8 @@
 """Each defect that is seeded in a served twin is found by the checks that were made for it."""
 
-
-import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,31 +10,40 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hil.bench import open_tester
 from hil.check import Report, run_checks
-from hil.check_line import Line
-from hil.checking import Places, Result
 from hil.mock_hw import frame_port, scpi_port, status
 from hil.mock_hw.array import Chip
 from hil.mock_hw.firmware import Firmware
 from hil.mock_hw.frame_port import FramePort
-from hil.mock_hw.instrument import Instrument
+from hil.mock_hw.ports import Codec
 from hil.mock_hw.scpi_port import ScpiPort
 from hil.mock_hw.server import Server
 from hil.mock_hw.status import StatusSystem
 from hil.mock_hw.tcp_server import TcpServer
 from hil.protocols import scpi
-from hil.protocols.errors import InputError, LimitError, OperationIdError, TesterError
+from hil.protocols.errors import LimitError, OperationIdError
 from hil.protocols.frames import HEADER, MAGIC, OVERHEAD, START, Frame, FrameReader
-from hil.protocols.messages import Cells, PulseBatch
+from hil.protocols.messages import Cells
 from hil.protocols.payloads import Buffer
-from hil.protocols.requests import Failure, Ground, Request
+from hil.protocols.requests import Failure
 from hil.serving import serving
 
 SMALL = "?arrays=2&rows=64&columns=32"
 SLOW = ("half a block is forgotten after 0.5 s", "half a frame is forgotten after 0.5 s")
 TIMEOUT = 0.12
-ANYWHERE = ("127.0.0.1", 0)
+
+
+@contextmanager
+def served(chip: str, codec: Codec = "auto", path: Path | None = None) -> Iterator[Server]:
+    """A small twin that a thread serves, at a port of this machine or at a pseudo terminal."""
+    with serving(f"twin:{chip}{SMALL}", path or ("127.0.0.1", 0), codec) as server:
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.stop()
+            thread.join()
 
 
 Break = Callable[[pytest.MonkeyPatch], None]
@@ -48,7 +54,7 @@ class Defect:
     """How a twin is broken, and the checks that must find it."""
 
     break_: Break
-    codec: str
+    codec: Codec
     found_by: set[str]
     slow: bool = False
 

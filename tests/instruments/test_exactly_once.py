@@ -41,7 +41,12 @@ def wait(bench: Any) -> Receipt:
     return receipt
 
 
-OPERATIONS = {"program": program, "read": read, "multiply": multiply, "wait": wait}
+OPERATIONS: dict[str, Callable[[Any], Readings | Receipt]] = {
+    "program": program,
+    "read": read,
+    "multiply": multiply,
+    "wait": wait,
+}
 
 
 def state(firmware: Firmware) -> tuple[Any, ...]:
@@ -60,24 +65,34 @@ def flip(position: int, bit: int) -> Damage:
     return damage
 
 
+def each(places: range, pieces: Callable[[bytes, int], Any]) -> list[Damage]:
+    """The damage that makes these pieces of a message, at each place."""
+
+    def at(place: int) -> Damage:
+        return lambda message: pieces(message, place)
+
+    return [at(place) for place in places]
+
+
 def damages(kind: str, message: bytes, step: int = 1) -> list[Damage]:
     """One damage for each place in a message at which it can happen, or for each `step`-th."""
     places = range(0, len(message), step)
-    return {
+    kinds: dict[str, list[Damage]] = {
         "lost": [lambda m: []],
         "doubled": [lambda m: [m, m]],
         "late": [lambda m: ["late", m]],
         "doubled, late": [lambda m: [m, "late", m]],
         "closed before": [lambda m: ["close", m]],
-        "split": [lambda m, p=p: [m[:p], m[p:]] for p in places],
-        "cut": [lambda m, p=p: [m[:p]] for p in places],
-        "cut, the rest late": [lambda m, p=p: [m[:p], "late", m[p:]] for p in places],
-        "closed": [lambda m, p=p: [m[:p], "close"] for p in places],
-        "byte lost": [lambda m, p=p: [m[:p] + m[p + 1 :]] for p in places],
-        "byte more": [lambda m, p=p: [m[:p] + b"\n" + m[p:]] for p in places],
+        "split": each(places, lambda m, p: [m[:p], m[p:]]),
+        "cut": each(places, lambda m, p: [m[:p]]),
+        "cut, the rest late": each(places, lambda m, p: [m[:p], "late", m[p:]]),
+        "closed": each(places, lambda m, p: [m[:p], "close"]),
+        "byte lost": each(places, lambda m, p: [m[:p] + m[p + 1 :]]),
+        "byte more": each(places, lambda m, p: [m[:p] + b"\n" + m[p:]]),
         "bit flipped": [flip(p, (3 * p) % 8) for p in places],
         "any bit flipped": [flip(p, bit) for p in places for bit in range(8)],
-    }[kind]
+    }
+    return kinds[kind]
 
 
 KINDS = [
