@@ -139,7 +139,7 @@ def _header_and_parameters(unit: Unit) -> tuple[bytes, list[Element]]:
     first, *others = unit.elements
     header, *rest = first.text.split(None, 1) or [b""]
     if rest or others or first.block is not None:
-        others.insert(0, Element(rest[0] if rest else b"", first.block, first.start))
+        others.insert(0, Element(rest[0] if rest else b"", first.block))
     return header, others
 
 

@@ -7,11 +7,11 @@ FAILURE. Byte by byte, with examples: `protocols/README.md`.
 """
 
 import struct
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from hil.protocols import payloads
+from hil.protocols.checksum import crc32
 from hil.protocols.errors import InputError
 from hil.protocols.inbox import Inbox
 from hil.protocols.messages import (
@@ -104,10 +104,10 @@ class Frame:
 def pack(command: int, sequence: int, *parts: Buffer) -> list[Buffer]:
     """A frame as parts to be sent one after the other; large payloads are not copied."""
     header = HEADER.pack(MAGIC, VERSION, command, sequence, sum(map(len, parts)))
-    crc = zlib.crc32(header)
+    crc = crc32(header)
     start = header + CRC.pack(crc)
     for part in parts:
-        crc = zlib.crc32(part, crc)
+        crc = crc32(part, crc)
     return [start, *parts, CRC.pack(crc)]
 
 
@@ -123,7 +123,7 @@ class FrameReader:
     @property
     def partial(self) -> bool:
         """Whether a frame has begun and is not complete."""
-        return bool(self._inbox)
+        return self._inbox.size > 0
 
     def clear(self) -> None:
         """Forget what is not complete."""
@@ -137,59 +137,62 @@ class FrameReader:
 
     def frames(self) -> Iterator[Frame]:
         """The frames that are complete."""
-        while len(self._inbox) >= max(self._need, 1):
-            frame = self._next(self._inbox.joined())
+        while self._inbox.size >= max(self._need, 1):
+            frame = self._next(self._inbox)
             if frame is None:
                 return
             yield frame
 
-    def _next(self, buffer: bytes) -> Frame | None:
+    def _next(self, inbox: Inbox) -> Frame | None:
         """The first frame; None, and how much is needed, where it is not complete."""
         at = self._need = 0
         while True:
-            start = at + _to_magic(buffer, at)
-            size = _frame_size(buffer, start)
-            if size is None or start + size > len(buffer):
-                self._pass_over(buffer, start)
+            start = _to_magic(inbox, at)
+            size = _frame_size(inbox, start)
+            if size is None or start + size > inbox.size:
+                self._pass_over(start)
                 self._need = size or 0
                 return None
-            if size and _is_whole(buffer, start, size):
+            if size and _is_whole(inbox, start, size):
                 break
             at = start + 1
-        self._pass_over(buffer, start)
-        self._inbox.drop(size)
-        _, _, command, sequence, length = HEADER.unpack_from(buffer, start)
-        return Frame(command, sequence, memoryview(buffer)[start + START : start + START + length])
+        self._pass_over(start)
+        whole = inbox.first(size)
+        inbox.drop(size)
+        _, _, command, sequence, length = HEADER.unpack_from(whole)
+        return Frame(command, sequence, memoryview(whole)[START : START + length])
 
-    def _pass_over(self, buffer: bytes, count: int) -> None:
+    def _pass_over(self, count: int) -> None:
         if count:
-            self.skipped = (self.skipped + buffer[max(0, count - SHOWN) : count])[-SHOWN:]
+            self.skipped = (self.skipped + self._inbox.first(count))[-SHOWN:]
             self._inbox.drop(count)
 
 
-def _to_magic(buffer: bytes, at: int) -> int:
-    """Bytes from `at` to where a frame may begin."""
-    found = buffer.find(MAGIC, at)
-    if found < 0:
-        found = len(buffer) - buffer.endswith(MAGIC[:1])
-    return max(found, at) - at
+def _to_magic(inbox: Inbox, at: int) -> int:
+    """Where, from `at` on, a frame may begin."""
+    found = inbox.store.find(MAGIC, at, inbox.size)
+    if found >= 0:
+        return found
+    half = inbox.size > at and inbox.store[inbox.size - 1] == MAGIC[0]
+    return inbox.size - half
 
 
-def _frame_size(buffer: bytes, at: int) -> int | None:
+def _frame_size(inbox: Inbox, at: int) -> int | None:
     """Bytes of the frame that begins there, 0 if none does, None where its header is not complete."""
-    if len(buffer) - at < START:
+    if inbox.size - at < START:
         return None
-    _, version, _, _, length = HEADER.unpack_from(buffer, at)
-    (crc,) = CRC.unpack_from(buffer, at + HEADER.size)
-    sound = version == VERSION and length <= LARGEST_PAYLOAD and crc == zlib.crc32(buffer[at : at + HEADER.size])
+    _, version, _, _, length = HEADER.unpack_from(inbox.store, at)
+    (crc,) = CRC.unpack_from(inbox.store, at + HEADER.size)
+    sound = version == VERSION and length <= LARGEST_PAYLOAD and crc == crc32(inbox.store[at : at + HEADER.size])
     return OVERHEAD + length if sound else 0
 
 
-def _is_whole(buffer: bytes, at: int, size: int) -> bool:
+def _is_whole(inbox: Inbox, at: int, size: int) -> bool:
     """Whether the checksum, which goes on from that of the header over the payload, is right."""
-    (crc,) = CRC.unpack_from(buffer, at + HEADER.size)
-    (told,) = CRC.unpack_from(buffer, at + size - CRC.size)
-    return bool(told == zlib.crc32(memoryview(buffer)[at + START : at + size - CRC.size], crc))
+    (crc,) = CRC.unpack_from(inbox.store, at + HEADER.size)
+    (told,) = CRC.unpack_from(inbox.store, at + size - CRC.size)
+    with memoryview(inbox.store) as view:
+        return bool(told == crc32(view[at + START : at + size - CRC.size], crc))
 
 
 def encode_request(request: Request, sequence: int) -> list[Buffer]:

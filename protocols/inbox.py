@@ -1,36 +1,40 @@
-"""Bytes as they come, joined once enough of them are there: a large block is copied once."""
+"""Bytes as they come, in memory that is used again: to get it anew for each large block costs more than a copy."""
 
 from hil.protocols.payloads import Buffer
 
+SMALL = 1 << 12
+KEPT = 1 << 23
+"""Bytes of memory that are kept for the next message."""
+
 
 class Inbox:
-    """A queue of bytes."""
+    """A queue of bytes: the first `size` of `store`; what lies behind them is no part of it."""
 
     def __init__(self) -> None:
-        self._chunks: list[bytes] = []
-        self._size = 0
-
-    def __len__(self) -> int:
-        return self._size
+        self.store = bytearray(SMALL)
+        self.size = 0
 
     def add(self, data: Buffer) -> None:
         """Take bytes at the end."""
-        self._chunks.append(bytes(data))
-        self._size += len(data)
+        stop = self.size + len(data)
+        if stop > len(self.store):
+            self.store = self.store[: self.size] + bytearray(max(len(self.store), stop - self.size))
+        self.store[self.size : stop] = data
+        self.size = stop
 
-    def joined(self) -> bytes:
-        """All of them."""
-        if len(self._chunks) != 1:
-            self._chunks = [b"".join(self._chunks)]
-        return self._chunks[0]
+    def first(self, count: int) -> bytes:
+        """A copy of the first so many."""
+        return bytes(memoryview(self.store)[: min(count, self.size)])
 
     def drop(self, count: int) -> None:
         """Forget the first so many."""
-        rest = self.joined()[count:]
-        self._chunks = [rest]
-        self._size = len(rest)
+        rest = self.size - count
+        if rest:
+            self.store[:rest] = self.store[count : self.size]
+        elif len(self.store) > KEPT:
+            self.store = bytearray(SMALL)
+        self.size = rest
 
     def clear(self) -> None:
         """Forget all."""
-        self._chunks.clear()
-        self._size = 0
+        self.drop(self.size)

@@ -5,10 +5,10 @@ the CRC-32 of the command from the first letter of its header (behind a leading 
 Replies likewise. Command by command, with examples: `protocols/README.md`.
 """
 
-import zlib
 from collections.abc import Callable, Sequence
 
 from hil.protocols import payloads
+from hil.protocols.checksum import crc32
 from hil.protocols.errors import InputError
 from hil.protocols.messages import (
     Cells,
@@ -123,16 +123,16 @@ def _real(value: float) -> bytes:
 def _checked(parts: list[Buffer]) -> list[Buffer]:
     crc = 0
     for part in parts:
-        crc = zlib.crc32(part, crc)
+        crc = crc32(part, crc)
     return [*parts, b",#H%08X" % crc]
 
 
 def _check(unit: Unit) -> None:
     """Raises `ProtocolError` where the checksum in the last element is not that of what stands before it."""
     told = integer(unit.elements[-1].text)
-    crc = zlib.crc32(unit.checked())
+    crc = crc32(unit.checked)
     if told != crc:
-        raise ProtocolError(Fault.CORRUPT, f"checksum #H{told:08X} where #H{crc:08X} is expected; nothing was done")
+        raise ProtocolError(Fault.CORRUPT, f"checksum #H{told:08X} where #H{crc:08X} is expected")
 
 
 def parse_request(kind: type[Request], parameters: Sequence[Element], unit: Unit) -> Request:

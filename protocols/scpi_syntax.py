@@ -41,12 +41,12 @@ class MessageReader:
     @property
     def partial(self) -> bool:
         """Whether a message has begun and is not complete."""
-        return bool(self._inbox)
+        return self._inbox.size > 0
 
     @property
     def in_block(self) -> bool:
         """Whether the rest of a block is awaited."""
-        return self._need > len(self._inbox)
+        return self._need > self._inbox.size
 
     def clear(self) -> None:
         """Forget what is not complete."""
@@ -55,7 +55,7 @@ class MessageReader:
 
     def text(self) -> bytes:
         """The beginning of what is not complete."""
-        return self._inbox.joined()[:200]
+        return self._inbox.first(200)
 
     def feed(self, data: Buffer) -> None:
         """Take bytes."""
@@ -66,37 +66,38 @@ class MessageReader:
         it.
         """
         while not self.in_block:
-            buffer = self._inbox.joined()
-            stop = self._find_end(buffer)
+            stop = self._find_end()
             if stop is None:
                 return
-            message = buffer[: stop + 1]
+            message = self._inbox.first(stop + 1)
             self._inbox.drop(stop + 1)
             self._start_again()
             yield message
 
-    def _find_end(self, buffer: bytes) -> int | None:
+    def _find_end(self) -> int | None:
         """Position of the newline that ends the message; None where it has not come yet."""
-        while (found := _END.search(buffer, self._at)) is not None:
+        inbox = self._inbox
+        while (found := _END.search(inbox.store, self._at, inbox.size)) is not None:
             what = found.group()
             if what == b"\n":
                 return found.start()
             if what[:1] == b"#":
-                if not self._pass_block(buffer, found.start()):
+                if not self._pass_block(found.start()):
                     return None
             elif len(what) > 1 and what[-1] == what[0]:
                 self._at = found.end()
-            elif found.end() == len(buffer):
+            elif found.end() == inbox.size:
                 break  # the rest of the string may come
             else:
                 self._at = found.start() + 1  # a quote that is never closed in its line is none
-        self._check_length(len(buffer) - self._in_blocks)
+        self._check_length(inbox.size - self._in_blocks)
         return None
 
-    def _pass_block(self, buffer: bytes, start: int) -> bool:
+    def _pass_block(self, start: int) -> bool:
         """Go behind the block at `start`; False where it is not all there."""
-        digits = buffer[start + 1] - ord("0")
-        header = buffer[start + 2 : start + 2 + digits]
+        inbox = self._inbox
+        digits = inbox.store[start + 1] - ord("0")
+        header = inbox.store[start + 2 : min(start + 2 + digits, inbox.size)]
         if digits == 0 or (header and not header.isdigit()):
             self._at = start + 2  # no definite-length block: what it is, its reader will say
             return True
@@ -108,7 +109,7 @@ class MessageReader:
             raise ProtocolError(Fault.INPUT_OVERRUN, f"a block of {size} bytes is beyond {self._largest_block} in all")
         self._at = self._need = start + 2 + digits + size
         self._in_blocks += size
-        return self._need <= len(buffer)
+        return self._need <= inbox.size
 
     def _check_length(self, size: int) -> None:
         if size > self._longest_text and not self.in_block:
@@ -118,29 +119,22 @@ class MessageReader:
 
 @dataclass(slots=True)
 class Element:
-    """A parameter or a field of a reply: its text without blanks, the data of its block if it is one, and where in the
-    message it begins.
-    """
+    """A parameter or a field of a reply: its text without blanks, and the data of its block if it is one."""
 
     text: bytes
     block: memoryview | None
-    start: int
 
 
 @dataclass(slots=True)
 class Unit:
-    """A message unit: its elements, the bytes of its message, and where in them it begins.
+    """A message unit: its elements, and the bytes that a checksum in the last of them covers: from the unit's first
+    letter to the comma before it.
 
     In a command, the header stands before the first element's text.
     """
 
     elements: list[Element]
-    message: memoryview
-    start: int
-
-    def checked(self) -> memoryview:
-        """What the checksum in the last element covers: from the unit's first letter to the comma before it."""
-        return self.message[self.start : self.elements[-1].start - 1]
+    checked: memoryview
 
 
 class _Opaque(NamedTuple):
@@ -156,19 +150,18 @@ def split(message: bytes) -> list[Unit]:
     view = memoryview(message)
     text, opaque = _without_opaque(message, view)
     units: list[Unit] = []
-    at = 0
+    start = 0
     for unit in text.split(b";"):
-        elements: list[Element] = []
-        start = at
-        for element in unit.split(b","):
-            if _HOLE in element:
-                part = opaque.pop(0)
-                elements.append(_element(element, part, at))
-                at += part.size - len(_HOLE)
-            else:
-                elements.append(Element(element.strip(), None, at))
-            at += len(element) + 1
-        units.append(Unit(elements, view, _first_letter(message, start)))
+        parts = unit.split(b",")
+        stop = start + len(unit)
+        if _HOLE in unit:
+            holes = unit.count(_HOLE)
+            stop += sum(part.size for part in opaque[:holes]) - holes * len(_HOLE)
+            elements = [_element(part, opaque) for part in parts]
+        else:
+            elements = [Element(part.strip(), None) for part in parts]
+        units.append(Unit(elements, view[_first_letter(message, start) : stop - len(parts[-1]) - 1]))
+        start = stop + 1
     return units
 
 
@@ -186,17 +179,22 @@ def _without_opaque(message: bytes, view: memoryview) -> tuple[bytes, list[_Opaq
         else:
             at = found.end()
             opaque.append(_Opaque(None, found.group(), at - start))
-    texts.append(message[at:])
-    if any(_HOLE in text for text in texts):
+    texts.append(message[at:] if at else message)
+    text = _HOLE.join(texts)
+    if text.count(_HOLE) != len(opaque):
         raise ProtocolError(Fault.INVALID_CHARACTER, "a byte 0 outside a block")
-    return _HOLE.join(texts), opaque
+    return text, opaque
 
 
-def _element(text: bytes, part: _Opaque, start: int) -> Element:
+def _element(text: bytes, opaque: list[_Opaque]) -> Element:
+    """An element with the first of these in the place of its hole, if it has one."""
+    if _HOLE not in text:
+        return Element(text.strip(), None)
+    part = opaque.pop(0)
     before, _, after = text.partition(_HOLE)
     if after.strip():
         raise ProtocolError(Fault.INVALID_BLOCK, f"{after[:20]!r} follows a block or string")
-    return Element((before + part.text).strip(), part.block, start)
+    return Element((before + part.text).strip(), part.block)
 
 
 def _first_letter(message: bytes, start: int) -> int:

@@ -17,6 +17,7 @@ MAY_IMPORT = {
 }
 MAPPED = set(MAY_IMPORT) - {"hil"}
 ONLY_IN_HIL = {"torch", "click", "rich", "matplotlib"}
+OPTIONAL = "zlib_ng"  # in protocols/checksum.py, with a substitute where it is missing
 SOURCES = [path for folder in MAY_IMPORT for path in sorted((ROOT / folder).rglob("*.py"))]
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
@@ -51,7 +52,7 @@ def fault_of(name: str, folder: str) -> str | None:
         return f"`{top}` belongs to hil/ alone"
     if top == "hil" and not any(f"{name}.".startswith(f"{allowed}.") for allowed in MAY_IMPORT[folder]):
         return f"{folder}/ must not see `{name}`; it may import {', '.join(sorted(MAY_IMPORT[folder]))}"
-    if folder == "protocols" and top not in {*sys.stdlib_module_names, "numpy", "hil"}:
+    if folder == "protocols" and top not in {*sys.stdlib_module_names, "numpy", "hil", OPTIONAL}:
         return f"protocols/ needs only the standard library and numpy, not `{top}`"
     return None
 

@@ -138,11 +138,13 @@ def report_block(uri: str, codec: str, raw: Raw) -> None:
     exchange.open()
     data = np.random.default_rng(1).integers(0, 256, BLOCK, dtype=np.uint8).tobytes()
 
-    def echo() -> None:
-        if exchange.ask(Echo(data)) != Echoed(data):
-            raise ValueError("the block came back changed")
-
-    rounds = [(microseconds(echo, BLOCKS), microseconds(lambda: raw.trip(BLOCK, BLOCK), BLOCKS)) for _ in range(ROUNDS)]
+    reply = exchange.ask(Echo(data))
+    if not isinstance(reply, Echoed) or bytes(reply.data) != data:
+        raise ValueError("the block came back changed")
+    rounds = [
+        (microseconds(lambda: exchange.ask(Echo(data)), BLOCKS), microseconds(lambda: raw.trip(BLOCK, BLOCK), BLOCKS))
+        for _ in range(ROUNDS)
+    ]
     exchange.close()
     wire, plain = (2 * BLOCK / statistics.median(column) for column in zip(*rounds, strict=True))
     print(f"{codec:7} block of 1 MiB there and back: {wire:.0f} MB/s, raw {plain:.0f} MB/s, ratio {wire / plain:.2f}")

@@ -37,7 +37,6 @@ def messages_of(reader: MessageReader) -> list[bytes]:
     return [message[:-1] for message in messages]
 
 
-
 def blocked(data: bytes) -> bytes:
     return block_header(len(data)) + data
 
@@ -96,13 +95,13 @@ def test_a_message_is_split_into_what_it_was_made_of(units: list[list[bytes]]) -
             whole = element.text if element.block is None else blocked(bytes(element.block))
             assert whole == part
         if len(made) > 1:
-            assert bytes(unit.checked()) == b",".join(made[:-1])
+            assert bytes(unit.checked) == b",".join(made[:-1])
 
 
 def test_blanks_around_elements_and_before_units_do_not_count() -> None:
     first, second = split(b"  A? 1 ,\t#12ab , 2\r; B?")
     assert [element.text for element in first.elements] == [b"A? 1", b"", b"2"]
-    assert bytes(first.checked()) == b"A? 1 ,\t#12ab "
+    assert bytes(first.checked) == b"A? 1 ,\t#12ab "
     assert second.elements[0].text == b"B?"
 
 
