@@ -1,7 +1,8 @@
 """The same run in process, over TCP and over a pseudo terminal, in both codecs, with and without faults."""
 
+import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -12,11 +13,15 @@ import pytest
 
 from hil.data.run import Run
 from hil.instruments import link
+from hil.instruments.conversation import ScpiConversation
+from hil.instruments.exchange import Exchange
+from hil.instruments.resource import open_link, parse_address
 from hil.mock_hw import server
 from hil.mock_hw.faults import FaultPlan, FaultRule
 from hil.mock_hw.server import Server
-from hil.protocols.errors import TesterError
+from hil.protocols.errors import InputError, TesterError
 from hil.protocols.messages import Operation, Status, TesterKind
+from hil.resume import resume
 from hil.serving import serving
 from hil.train import Job, train
 
@@ -137,6 +142,53 @@ def test_reboots_leave_operations_in_doubt_that_are_read_again_and_said(make_job
         pulsed = np.isin(kinds[doubtful], (Operation.SET, Operation.RESET))
         assert (kinds[doubtful[pulsed] + 1] == Operation.READ).all()
         assert len([text for _, text in run.messages if "uncertain" in text]) == len(doubtful)
+
+
+def grounded(uri: str) -> bool:
+    """Whether all lines of the tester are grounded."""
+    address = parse_address(uri)
+    assert address is not None
+    exchange = Exchange(open_link(address), ScpiConversation(), 5.0)
+    try:
+        return exchange.open().grounded
+    finally:
+        exchange.close()
+
+
+class Stopper(Silent):
+    """Ends the run in the middle: with Ctrl-C, once or twice, or an error."""
+
+    def __init__(self, how: str) -> None:
+        self._how = how
+
+    def progress(self, images: int, *_: Any) -> None:
+        if self._how == "error":
+            raise InputError("enough")
+        signal.raise_signal(signal.SIGINT)
+        if self._how == "Ctrl-C twice":
+            signal.raise_signal(signal.SIGINT)
+
+    logging = begin = epoch = finding = lambda *_: None
+
+
+@pytest.mark.parametrize("codec", ["scpi", "frames"])
+@pytest.mark.parametrize("how", ["Ctrl-C", "Ctrl-C twice", "error"])
+def test_however_a_run_ends_the_lines_are_grounded_and_its_file_is_whole(
+    make_job: MakeJob, log_of: LogOf, tmp_path: Path, how: str, codec: str
+) -> None:
+    with served(SMALL, ("127.0.0.1", 0)) as line:
+        assert grounded(line.uri)
+        job = make_job(tester=f"{line.uri}?codec={codec}", train_images=64, epochs=1)
+        with suppress(KeyboardInterrupt, InputError):
+            assert train(job, Stopper(how)).interrupted
+        assert grounded(line.uri)
+        with Run.open(job.out) as run:
+            assert run.state in ("interrupted", "failed: InputError: enough")
+        resume(job.out, Silent())
+    whole = tmp_path / "whole.h5"
+    train(make_job(out=whole, tester=SMALL, train_images=64, epochs=1), Silent())
+    for name, values in log_of(whole).items():
+        np.testing.assert_array_equal(log_of(job.out)[name], values, err_msg=name)
 
 
 class Cutter(Silent):
