@@ -11,25 +11,8 @@ import numpy as np
 
 from hil.data.schema import FORMAT, FORMAT_VERSION, Start
 from hil.protocols.errors import DataError
-from hil.protocols.messages import (
-    Block,
-    Capabilities,
-    Durations,
-    Identity,
-    LineIndex,
-    MvmMode,
-    PulseLimits,
-    PulseShape,
-    Readout,
-    Region,
-    TesterKind,
-)
-
-MOST_CELLS = 2**28
-"""Cells of a chip, at most: arrays of this size are made in memory."""
-
-MOST_LINES = 2**16
-"""Arrays, rows and columns of a chip, and inputs and outputs of a region, at most."""
+from hil.protocols.messages import Block, Capabilities, LineIndex, Region
+from hil.protocols.payloads import MOST_LINES, capabilities_of, identity_of
 
 
 def check_format(path: Path, attrs: Any) -> None:
@@ -61,30 +44,10 @@ def read_start(group: Any) -> Start:
             raise ValueError(f"start/{name} is {parts[name]!r:.40}, expected a table")
     parts["argv"] = tuple(parts["argv"])
     if parts["identity"]:
-        parts["identity"] = Identity(**{**parts["identity"], "kind": TesterKind(parts["identity"]["kind"])})
+        parts["identity"] = identity_of(parts["identity"])
     if parts["capabilities"]:
-        parts["capabilities"] = _capabilities(parts["capabilities"])
+        parts["capabilities"] = capabilities_of(parts["capabilities"])
     return Start(**parts)
-
-
-def _capabilities(stored: dict[str, Any]) -> Capabilities:
-    rebuilt = {
-        "mvm": MvmMode(stored["mvm"]),
-        "readout": Readout(stored["readout"]),
-        "mvm_ranges": tuple(stored["mvm_ranges"]),
-        "staircase": tuple(stored["staircase"]),
-        "set_pulse": PulseShape(**stored["set_pulse"]),
-        "reset_pulse": PulseShape(**stored["reset_pulse"]),
-        "pulse_limits": PulseLimits(**stored["pulse_limits"]),
-        "durations": Durations(**stored["durations"]),
-    }
-    capabilities = Capabilities(**{**stored, **rebuilt})
-    sizes = capabilities.arrays, capabilities.rows, capabilities.columns
-    if not all(isinstance(size, int) and 0 < size <= MOST_LINES for size in sizes):
-        raise ValueError(f"a chip of {sizes} arrays, rows and columns")
-    if sizes[0] * sizes[1] * sizes[2] > MOST_CELLS:
-        raise ValueError(f"a chip of {sizes} has more than {MOST_CELLS} cells")
-    return capabilities
 
 
 def read_regions(group: Any, chip: Capabilities | None) -> dict[int, Region]:

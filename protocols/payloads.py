@@ -1,6 +1,7 @@
 """Arrays and descriptions as bytes, little-endian: what both codecs carry in their blocks."""
 
 import json
+import math
 import struct
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -33,6 +34,10 @@ CODE_NAMES = tuple(dtype.name.upper() for dtype in CODE_TYPES)
 BLOCK = struct.Struct("<HHHHII")
 """A block of a region: array, rows, columns, partners (0 or as many as columns), row offset, column offset."""
 LINE = np.dtype("<u2")
+MOST_LINES = 2**16
+"""Arrays, rows and columns of a chip, and inputs and outputs of a region, at most."""
+MOST_CELLS = 2**28
+"""Cells of a chip, at most: arrays of this size are made in memory."""
 
 
 def lines(*vectors: npt.NDArray[np.uint16]) -> bytes:
@@ -127,16 +132,21 @@ def description_of(data: Buffer) -> Description:
     """What `describe` wrote. Raises `ProtocolError` on what is none."""
     try:
         found = json.loads(bytes(data))
-        return Description(_identity(found["identity"]), _capabilities(found["capabilities"]))
+        return Description(identity_of(found["identity"]), capabilities_of(found["capabilities"]))
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ProtocolError(Fault.INVALID_BLOCK, f"the tester's description cannot be read: {error!r}") from error
 
 
-def _identity(values: dict[str, Any]) -> Identity:
+def identity_of(values: dict[str, Any]) -> Identity:
+    """From what `asdict` gives. Raises ValueError, LookupError or TypeError on what is none."""
+    texts = [value for value in values.values() if isinstance(value, str)]
+    if len(texts) != len(values):
+        raise ValueError("a name in the identity is no text")
     return Identity(**values | {"kind": TesterKind(values["kind"])})
 
 
-def _capabilities(values: dict[str, Any]) -> Capabilities:
+def capabilities_of(values: dict[str, Any]) -> Capabilities:
+    """From what `asdict` gives. Raises ValueError, LookupError, TypeError or AttributeError on what is none."""
     parsed = {
         "mvm": MvmMode(values["mvm"]),
         "readout": Readout(values["readout"]),
@@ -147,4 +157,22 @@ def _capabilities(values: dict[str, Any]) -> Capabilities:
         "mvm_ranges": tuple(values["mvm_ranges"]),
         "staircase": tuple(values["staircase"]),
     }
-    return Capabilities(**values | parsed)
+    c = Capabilities(**values | parsed)
+    _check_sizes(c.arrays, c.rows, c.columns)
+    counts = (c.largest_batch, c.dac_bits, c.adc_bits)
+    if not all(isinstance(count, int) and count > 0 for count in counts):
+        raise ValueError(f"largest batch and bits of the converters are {counts}, expected whole numbers above 0")
+    figures = [c.read_voltage, *c.mvm_ranges, *c.staircase, *asdict(c.durations).values()]
+    figures += [*asdict(c.set_pulse).values(), *asdict(c.reset_pulse).values()]
+    figures += [c.pulse_limits.amplitude_max, c.pulse_limits.width_min, c.pulse_limits.width_max]
+    if not all(isinstance(figure, int | float) for figure in figures):
+        raise ValueError("a figure in the capabilities is no number")
+    return c
+
+
+def _check_sizes(*sizes: int) -> None:
+    """Arrays, rows and columns."""
+    if not all(isinstance(size, int) and 0 < size <= MOST_LINES for size in sizes):
+        raise ValueError(f"a chip of {sizes} arrays, rows and columns")
+    if math.prod(sizes) > MOST_CELLS:
+        raise ValueError(f"a chip of {sizes} has more than {MOST_CELLS} cells")

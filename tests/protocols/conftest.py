@@ -93,7 +93,8 @@ SHAPES = st.builds(m.PulseShape, REALS, REALS, REALS, REALS)
 IDENTITIES = st.builds(m.Identity, *[st.text(max_size=20)] * 5, st.sampled_from(m.TesterKind))
 CAPABILITIES = st.builds(
     m.Capabilities,
-    **{name: st.integers(0, 2**31) for name in ("arrays", "rows", "columns", "dac_bits", "adc_bits", "largest_batch")},
+    **{name: st.integers(1, 600) for name in ("arrays", "rows", "columns")},
+    **{name: st.integers(1, 2**31) for name in ("dac_bits", "adc_bits", "largest_batch")},
     **{name: st.booleans() for name in ("parallel_update", "exactly_once", "verify")},
     **{name: st.lists(REALS, max_size=4).map(tuple) for name in ("mvm_ranges", "staircase")},
     mvm=st.sampled_from(m.MvmMode),

@@ -142,3 +142,15 @@ def test_trains_have_whole_bytes_in_each_slot_or_are_refused(rows: bytes, column
         return
     assert (trains.rows.tobytes(), trains.columns.tobytes()) == (rows, columns)
     assert len(trains.rows) == len(trains.columns) == slots
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"rows": "x"}, {"rows": 0}, {"arrays": 2**16, "rows": 2**16}, {"read_voltage": "0.2"}, {"largest_batch": 0.5},
+     {"staircase": ["a"]}, {"durations": {}}, {"mvm": "perhaps"}],
+)  # fmt: skip
+def test_capabilities_that_cannot_be_are_refused(changes: dict[str, object]) -> None:
+    said = json.loads(payloads.describe(DESCRIPTION))
+    said["capabilities"] |= changes
+    with pytest.raises(ProtocolError, match="description cannot be read"):
+        payloads.description_of(json.dumps(said).encode())
