@@ -153,14 +153,17 @@ def split(message: bytes) -> list[Unit]:
     start = 0
     for unit in text.split(b";"):
         parts = unit.split(b",")
+        before_last = start + len(unit) - len(parts[-1])
         stop = start + len(unit)
         if _HOLE in unit:
-            holes = unit.count(_HOLE)
-            stop += sum(part.size for part in opaque[:holes]) - holes * len(_HOLE)
+            sizes = [part.size - len(_HOLE) for part in opaque[: unit.count(_HOLE)]]
+            stop += sum(sizes)
+            before_last += sum(sizes[: len(sizes) - parts[-1].count(_HOLE)])
             elements = [_element(part, opaque) for part in parts]
         else:
             elements = [Element(part.strip(), None) for part in parts]
-        units.append(Unit(elements, view[_first_letter(message, start) : stop - len(parts[-1]) - 1]))
+        first = _first_letter(message, start)
+        units.append(Unit(elements, view[first : max(first, before_last - 1)]))
         start = stop + 1
     return units
 

@@ -1,13 +1,15 @@
 """A tester is chosen by its URI; a chip in a file is the same chip in every session."""
 
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from pytest_mock import MockerFixture
 
-from hil.bench import open_tester
+from hil.bench import connect, open_tester
 from hil.instruments.tester import ArrayTester
 from hil.protocols.errors import InputError
 from hil.protocols.messages import Cells, MvmMode, Operation, PulseBatch, Readout, TesterKind
@@ -73,7 +75,7 @@ def test_a_seed_in_the_uri_goes_before_that_of_the_run() -> None:
         ("", "unknown tester ''"),
         ("twin", "unknown tester 'twin'"),
         ("Twin:", "unknown tester 'Twin:'"),
-        ("tcp://localhost:1", "unknown tester 'tcp://localhost:1'"),
+        ("gpu://localhost:1", "unknown tester 'gpu://localhost:1'"),
         ("twin:nonsense", "unknown chip 'nonsense'; there are pcm-90nm, pcm-analog, ideal"),
         ("twin:ideal?rows", "key=value&key=value is expected"),
         ("twin:ideal?rows=4&", "key=value&key=value is expected"),
@@ -161,3 +163,14 @@ class TestKeptChips:
     def test_a_name_too_long_for_a_file_is_refused(self) -> None:
         with pytest.raises(InputError, match=r"no chip at x+"):
             open_tester(f"twin:{'x' * 300}.h5")
+
+
+def test_other_packages_add_drivers_by_the_scheme_of_their_uris(mocker: MockerFixture) -> None:
+    known = {"labchip": EntryPoint("labchip", "hil.data.replay:ReplayTester.open", "hil.testers")}
+    find = mocker.patch(
+        "hil.bench.entry_points", side_effect=lambda group, name: [known[name]] if name in known else []
+    )
+    driver = mocker.patch("hil.data.replay.ReplayTester.open")
+    assert connect("labchip:slot3", 1) is driver.return_value
+    driver.assert_called_once_with("labchip:slot3")
+    assert find.call_args.kwargs["group"] == "hil.testers"

@@ -175,7 +175,7 @@ BAD = {
     "unknown command": (("nonsense",), "No such command 'nonsense'"),
     "missing argument": (("train",), "Missing argument 'EXPERIMENT'"),
     "bad note": ((*TRAIN, "--meta", "note"), "--meta 'note'"),
-    "unknown tester": ((*TRAIN, "--tester", "tcp://nowhere"), "unknown tester 'tcp://nowhere'"),
+    "unknown tester": ((*TRAIN, "--tester", "gpu://nowhere"), "unknown tester 'gpu://nowhere'"),
     "unknown chip": ((*TRAIN, "--tester", "twin:nonsense"), "unknown chip 'nonsense'"),
     "unknown chip parameter": ((*TRAIN, "--tester", "twin:?colour=1"), "unknown chip parameter 'colour'"),
     "missing chip": ((*TRAIN, "--tester", "twin:missing.h5"), "no chip at missing.h5"),
