@@ -97,5 +97,5 @@ def _stop_on_signals(server: "Server") -> None:
 
 
 def _uri(name: str, seed: int | None) -> str:
-    uri = f"twin:{name}"
+    uri = f"twin:{name.removeprefix('twin:')}"
     return uri if seed is None else f"{uri}{'&' if '?' in name else '?'}seed={seed}"

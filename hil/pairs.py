@@ -32,6 +32,7 @@ class DifferentialPairs:
         self._capabilities = tester.capabilities()
         self._staircase = np.array(self._capabilities.staircase, np.float32)
         self.sent = {Operation.SET: 0, Operation.RESET: 0}  # pulses so far
+        self.in_doubt = 0  # operations of which nobody knows what they did
         self.at_limit = 0  # of these, pulses that met an end of the conductance range, as far as the tester can tell
 
     def __len__(self) -> int:
@@ -70,12 +71,14 @@ class DifferentialPairs:
 
     def state(self) -> dict[str, Any]:
         """What has been counted so far, for `restore`; the devices keep the weights."""
-        return {"set": self.sent[Operation.SET], "reset": self.sent[Operation.RESET], "at_limit": self.at_limit}
+        sent = {"set": self.sent[Operation.SET], "reset": self.sent[Operation.RESET]}
+        return sent | {"at_limit": self.at_limit, "in_doubt": self.in_doubt}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on counting from what `state()` gave."""
         self.sent = {Operation.SET: state["set"], Operation.RESET: state["reset"]}
         self.at_limit = state["at_limit"]
+        self.in_doubt = state.get("in_doubt", 0)
 
     def _send(self, kind: Operation, devices: Index, counts: Index) -> None:
         """Pulse the devices that need it and can take it, once, whatever comes back."""
@@ -90,6 +93,7 @@ class DifferentialPairs:
         cells = self._devices[devices]
         receipt = self.tester.program(PulseBatch(cells, kind, counts.astype(np.uint16), shape))
         if receipt.status != Status.COMPLETE:
+            self.in_doubt += 1
             self.tester.read(cells)  # they count as pulsed; the log says what became of them
         self.sent[kind] += int(counts.sum())
         self.at_limit += receipt.saturated

@@ -37,6 +37,11 @@ class Tally:
         """Pairs refreshed."""
         return sum(tally.refreshes for tally in self.layers())
 
+    @property
+    def in_doubt(self) -> int:
+        """Programming operations of which nobody knows what they did."""
+        return sum(layer.weight.pairs.in_doubt for layer in self._layers)
+
     def layers(self) -> list[LayerTally]:
         """The counts by layer."""
         if not isinstance(self._optimizer, MixedPrecisionSGD):

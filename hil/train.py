@@ -219,9 +219,16 @@ def _result(setup: Setup, training: Training, log: Log) -> Result:
         image_period=training.pace.period if training.pace else 0.0,
         images=training.images,
         interrupted=training.interrupted,
-        findings=tuple(training.diagnosis.findings),
-        finding_counts=dict(training.diagnosis.counts),
+        findings=tuple(training.diagnosis.findings) + _doubts(tally.in_doubt),
+        finding_counts=dict(training.diagnosis.counts)
+        | ({"uncertain operations": tally.in_doubt} if tally.in_doubt else {}),
     )
+
+
+def _doubts(count: int) -> tuple[str, ...]:
+    if not count:
+        return ()
+    return (f"{count} programming operations are uncertain; their cells were read again: `hil info` names them",)
 
 
 def _keep_layer(log: Log, name: str, layer: AnalogLinear) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from hil.instruments.conversation import AskAgain, Conversation
-from hil.instruments.link import Link, LinkError, LinkTimeout
+from hil.instruments.link import Link, LinkClosed, LinkError, LinkTimeout
 from hil.protocols.errors import TesterError
 from hil.protocols.messages import Region
 from hil.protocols.requests import (
@@ -64,6 +64,8 @@ class Exchange:
                 return self._come_into_step()
             except ProtocolError as error:
                 raise TesterError(f"{self.link.name} answers, but not as a tester: {error}{self._heard()}") from error
+            except LinkClosed as error:
+                raise TesterError(f"{error}{self._heard() or '; is this the port of a tester?'}") from error
             except LinkError as error:
                 raise TesterError(f"{error}{self._heard()}") from error
 

@@ -108,4 +108,6 @@ def _reason(error: Exception) -> str:
         return "is not open to this user: is the user in the group that owns it (often dialout)?"
     if number in (errno.EBUSY, errno.EAGAIN):
         return "is in use by another program"
+    if number in (errno.ENOTTY, errno.EINVAL) or "Inappropriate ioctl" in str(error):
+        return "is no serial port"
     return f"is no serial port, or none that works: {error}"

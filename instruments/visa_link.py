@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from hil.instruments.link import LARGEST_RECEIVE, Link, LinkClosed, LinkError, LinkTimeout, wait_for_silence
 from hil.instruments.socket_link import abort, receive_some, send_all, set_up
+from hil.protocols.errors import InputError
 from hil.protocols.payloads import Buffer
 
 if TYPE_CHECKING:  # importing PyVISA takes long, and few need it
@@ -79,6 +80,8 @@ class VisaLink(Link):
             manager = pyvisa.ResourceManager(self._library)
             resource = manager.open_resource(self._resource_name, open_timeout=_milliseconds(timeout))
         except Exception as error:  # of any kind, see close()
+            if _is_misspelt(error):
+                raise InputError(f"{self.name}: VISA does not know what is meant: {_one_line(error)}") from error
             raise LinkError(f"{self.name}: cannot be opened: {_one_line(error)}") from error
         if not isinstance(resource, MessageBasedResource):
             resource.close()
@@ -176,3 +179,12 @@ def _milliseconds(timeout: float) -> int:
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def _is_misspelt(error: Exception) -> bool:
+    """Whether the resource string or the name of the library is at fault."""
+    from pyvisa.constants import StatusCode
+    from pyvisa.errors import VisaIOError
+
+    named = isinstance(error, VisaIOError) and error.error_code == StatusCode.error_invalid_resource_name
+    return named or "Wrapper not found" in str(error)

@@ -160,7 +160,8 @@ class WireTester(ArrayTester):
         self._check_open()
         last = self._exchange.state().last_op_id
         if last not in (op_id, op_id + 1):
-            how = "it was used since" if last > op_id else "it has forgotten what came after"
+            forgotten = "it has forgotten what came since (a served twin remembers only in a file: --twin chip.h5)"
+            how = "it was used since" if last > op_id else forgotten
             raise InputError(f"the chip's last operation is {last}, the run's was {op_id}: {how}")
         self._last_op_id = op_id
 

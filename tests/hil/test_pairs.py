@@ -54,6 +54,10 @@ def test_cells_whose_pulses_are_in_doubt_are_read_again(pairs: DifferentialPairs
         Cells.concatenate([pairs.placement.plus[np.array([3])], pairs.placement.minus[np.array([7])]])
     )
     assert pairs.sent[Operation.SET] == 5
+    assert pairs.in_doubt == 1
+    pairs.in_doubt = 0
+    pairs.restore(pairs.state() | {"in_doubt": 3})
+    assert pairs.in_doubt == 3
 
 
 def test_no_pulses_make_no_operation(pairs: DifferentialPairs, mocker: MockerFixture) -> None:

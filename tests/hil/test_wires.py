@@ -135,6 +135,7 @@ def test_reboots_leave_operations_in_doubt_that_are_read_again_and_said(make_job
     with served(SMALL, ("127.0.0.1", 0), plan) as line:
         result = train(make_job(tester=f"{line.uri}?timeout=5", **SHORT), Silent())
     assert result.images == 60
+    assert any("programming operations are uncertain" in finding for finding in result.findings)
     with Run.open(tmp_path / "run.h5") as run:
         kinds, statuses = (run.operations[name][:] for name in ("kind", "status"))
         doubtful = np.flatnonzero(statuses == Status.UNKNOWN)

@@ -204,7 +204,7 @@ def test_what_is_no_serial_port_is_refused_in_one_line(tmp_path: Path) -> None:
     plain = tmp_path / "plain"
     plain.write_text("kept")
     for path in ("/dev/null", str(plain), str(tmp_path)):
-        with pytest.raises(LinkError, match=rf"^serial://{path} is no serial port, or none that works: [^\n]+$"):
+        with pytest.raises(LinkError, match=rf"^serial://{path} is no serial port(, or none that works: [^\n]+)?$"):
             SerialLink(path, 115200)
     assert plain.read_text() == "kept"
     with pytest.raises(LinkError, match="does not exist"):

@@ -16,6 +16,7 @@ import pytest
 
 from hil.instruments.link import LinkClosed, LinkError, LinkTimeout
 from hil.instruments.visa_link import VisaLink
+from hil.protocols.errors import HilError
 
 Talk = Callable[[socket.socket], object]
 EVERY_BYTE = bytes(range(256)) * 4096  # 1 MiB
@@ -139,17 +140,18 @@ def test_reset_fails_where_the_tester_is_away() -> None:
 @pytest.mark.parametrize(
     ("resource", "backend", "expected"),
     [
-        ("GPIB0::nonsense", "py", "cannot be opened: "),
-        ("nonsense", "py", "cannot be opened: "),
-        ("GPIB0::8::INSTR", "nosuch", "cannot be opened: .*nosuch"),
+        ("GPIB0::nonsense", "py", "does not know what is meant: "),
+        ("nonsense", "py", "does not know what is meant: "),
+        ("GPIB0::8::INSTR", "nosuch", "does not know what is meant: .*nosuch"),
         ("GPIB0::8::INSTR", "/nowhere/libvisa.so", "cannot be opened: "),
         ("ASRL/dev/null::INSTR", "py", "cannot be opened: "),
         ("ASRL/nowhere::INSTR", "py", "cannot be opened: .*/nowhere"),
     ],
 )
 def test_what_cannot_be_opened_is_told_in_one_line(resource: str, backend: str, expected: str) -> None:
-    with pytest.raises(LinkError, match=expected) as caught:
+    with pytest.raises(HilError, match=expected) as caught:
         VisaLink(resource, backend, 0.2)
+    assert caught.value.exit_code == (2 if "what is meant" in expected else 3)
     assert str(caught.value).startswith(f"{resource}?backend={backend}: ")
     assert "\n" not in str(caught.value)
 
