@@ -35,8 +35,8 @@ class Conversation(ABC):
     """Pairs requests with replies. A reply to an earlier request never passes for one to the newest."""
 
     @abstractmethod
-    def request(self, request: Request) -> list[Buffer]:
-        """What to send, in parts."""
+    def request(self, request: Request, repeat: bool = True) -> list[Buffer]:
+        """What to send, in parts. Without `repeat`, the request must not be sent a second time."""
 
     @abstractmethod
     def feed(self, data: bytes) -> None:
@@ -66,7 +66,7 @@ class FrameConversation(Conversation):
         self._request: Request | None = None
         self._sequence = secrets.randbits(32)  # answers to an earlier process do not fit
 
-    def request(self, request: Request) -> list[Buffer]:
+    def request(self, request: Request, repeat: bool = True) -> list[Buffer]:
         self._request = request
         self._sequence = (self._sequence + 1) & 0xFFFFFFFF
         return frames.encode_request(request, self._sequence)
@@ -92,8 +92,8 @@ class ScpiConversation(Conversation):
     """SCPI text, where replies carry no sequence number.
 
     Replies to operations carry the operation's id. Before any other request, and before one that is repeated because it
-    was refused, the tester is made to echo a number used once. A refusal comes without checksum: it is believed when
-    the same one comes twice.
+    was refused or must not be repeated, the tester is made to echo a number used once. A refusal comes without
+    checksum: where the request may be repeated, it is believed when the same one comes twice.
     """
 
     def __init__(self) -> None:
@@ -101,14 +101,16 @@ class ScpiConversation(Conversation):
         self._request: Request | None = None
         self._nonce = b""
         self._told: Failure | None = None
+        self._repeat = True
         self._other = b""
 
-    def request(self, request: Request) -> list[Buffer]:
+    def request(self, request: Request, repeat: bool = True) -> list[Buffer]:
+        self._repeat = repeat
         if request is not self._request:
             self._request, self._told = request, None
         self._nonce = self._other = b""
         parts: list[Buffer] = []
-        if self._told is not None or not isinstance(request, OPERATIONS):
+        if self._told is not None or not repeat or not isinstance(request, OPERATIONS):
             self._nonce = secrets.token_hex(4).encode()
             parts = [*scpi.encode_request(Echo(self._nonce)), b";:"]
         return [*parts, *scpi.encode_request(request), b";:", scpi.ERROR_QUERY, b"\n"]
@@ -161,7 +163,7 @@ class ScpiConversation(Conversation):
     def _refusal(self, failure: Failure | None) -> Failure:
         if failure is None:
             raise ProtocolError(Fault.CORRUPT, "no reply, and no error")
-        if self._nonce and failure == self._told:
+        if self._nonce and (failure == self._told or not self._repeat):
             return failure
         self._told = failure
         raise AskAgain

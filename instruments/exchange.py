@@ -124,14 +124,14 @@ class Exchange:
     def _ask_in_step(self, request: Request, seconds: float, answer_bytes: int, repeat: bool = True) -> Reply:
         for _ in range(MOST_REFUSALS if repeat else 1):
             try:
-                return self._once(request, seconds, answer_bytes)
+                return self._once(request, seconds, answer_bytes, repeat)
             except AskAgain:
                 self._in_step = True
         raise ProtocolError(Fault.CORRUPT, "refused, each time for another reason")
 
-    def _once(self, request: Request, seconds: float, answer_bytes: int) -> Reply:
+    def _once(self, request: Request, seconds: float, answer_bytes: int, repeat: bool) -> Reply:
         self._in_step = False  # until the answer is there
-        parts = self._conversation.request(request)
+        parts = self._conversation.request(request, repeat)
         size = sum(map(len, parts)) + answer_bytes
         deadline = time.monotonic() + self._timeout + seconds + size / self.link.bytes_per_second
         self.link.send(parts, deadline - time.monotonic())

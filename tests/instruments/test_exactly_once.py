@@ -227,8 +227,10 @@ def test_a_tester_that_keeps_no_replies_is_never_asked_twice_for_pulses(
 
 
 @BOTH_CODECS
-def test_a_refusal_takes_no_id_and_is_told_as_it_is(make_bench: Any, codec: str) -> None:
+@pytest.mark.parametrize("exactly_once", [True, False])
+def test_a_refusal_takes_no_id_and_is_told_as_it_is(make_bench: Any, codec: str, exactly_once: bool) -> None:
     bench = make_bench(codec)
+    object.__setattr__(bench.tester.capabilities(), "exactly_once", exactly_once)
     huge = PulseBatch(CELLS, Operation.SET, np.full(3, 65535, np.uint16), pulses(bench).shape)
     many = PulseBatch(
         Cells.concatenate([CELLS] * 30), Operation.SET, np.full(90, 65535, np.uint16), pulses(bench).shape

@@ -140,7 +140,7 @@ def test_reset_fails_where_the_tester_is_away() -> None:
 @pytest.mark.parametrize(
     ("resource", "backend", "expected"),
     [
-        ("GPIB0::nonsense", "py", "does not know what is meant: "),
+        ("GPIB0::nonsense", "py", "cannot be opened: "),
         ("nonsense", "py", "does not know what is meant: "),
         ("GPIB0::8::INSTR", "nosuch", "does not know what is meant: .*nosuch"),
         ("GPIB0::8::INSTR", "/nowhere/libvisa.so", "cannot be opened: "),
