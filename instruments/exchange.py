@@ -11,6 +11,8 @@ from hil.protocols.errors import TesterError
 from hil.protocols.messages import Region
 from hil.protocols.requests import (
     Define,
+    Describe,
+    Description,
     Done,
     Failure,
     Fault,
@@ -25,7 +27,7 @@ from hil.protocols.requests import (
 PAUSES = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 2.0, 2.0, 2.0)
 """Back-off (s) before each repetition, on a line that failed or a tester that is busy. CHOSEN."""
 FEW = 3
-"""Attempts to ground the lines before the link is let go."""
+"""Attempts at the first question, and to ground the lines before the link is let go."""
 PASSING = (Fault.BUSY, Fault.CORRUPT)
 """Refusals that say nothing about the request: it may be done the next time."""
 MOST_REFUSALS = 4
@@ -105,17 +107,29 @@ class Exchange:
                 return reply
             raise TesterError(f"{self.link.name} does not tell its state: {reply}")
 
+    def describe(self) -> Description:
+        """Who answers, and what it can do. Raises `TesterError` where the tester cannot say so soon."""
+        reply = self._ask_soon(Describe())
+        if isinstance(reply, Description):
+            return reply
+        raise TesterError(f"{self.link.name} does not describe itself: {reply}{self._heard()}")
+
     def ground(self) -> bool:
         """Ground all lines; False where the tester cannot be reached soon."""
+        return isinstance(self._ask_soon(Ground()), Done)
+
+    def _ask_soon(self, request: Request) -> Reply | TesterError:
+        """The reply in one of a few attempts, or why there is none."""
+        last = TesterError("no answer")
         with self._lock:
             for _ in range(FEW):
                 try:
                     if not self._in_step:
                         self._come_into_step()
-                    return isinstance(self._ask_in_step(Ground(), 0.0, 0), Done)
-                except (LinkError, ProtocolError):
-                    continue
-            return False
+                    return self._ask_in_step(request, 0.0, 0)
+                except (LinkError, ProtocolError) as error:
+                    last = error
+        return last
 
     def close(self) -> None:
         """Let go of the link."""

@@ -1,7 +1,6 @@
 """A tester behind a wire, in any codec over any link."""
 
 from collections.abc import Sequence
-from typing import TypeVar
 
 import numpy as np
 
@@ -30,9 +29,6 @@ from hil.protocols.requests import (
     PROGRAMMING,
     CutShortError,
     Define,
-    Describe,
-    Description,
-    Done,
     Failure,
     Multiply,
     NoRegionError,
@@ -44,7 +40,6 @@ from hil.protocols.requests import (
     error_of,
 )
 
-Answer = TypeVar("Answer", Description, Done)
 CUT_SHORT = 3
 """How often an operation that changes no cell is begun again after it was cut short."""
 
@@ -64,7 +59,7 @@ class WireTester(ArrayTester):
         try:
             state = exchange.open()
             self._last_op_id, self._time_ns = state.last_op_id, state.time_ns
-            description = self._done(Describe(), Description)
+            description = exchange.describe()
         except BaseException:
             exchange.close()
             raise
@@ -81,7 +76,9 @@ class WireTester(ArrayTester):
         self._check_open()
         limits.check_blocks(self._capabilities, blocks)
         region = Region(len(self._regions), tuple(blocks))
-        self._done(Define(region), Done)
+        reply = self._exchange.ask(Define(region))
+        if isinstance(reply, Failure):
+            raise error_of(reply)
         self._regions.append(region)
         self._exchange.regions.append(region)
         return region
@@ -208,14 +205,6 @@ class WireTester(ArrayTester):
             self._last_op_id = request.op_id
             return None
         raise error
-
-    def _done(self, request: Describe | Define, kind: type[Answer]) -> Answer:
-        reply = self._exchange.ask(request)
-        if isinstance(reply, Failure):
-            raise error_of(reply)
-        if not isinstance(reply, kind):
-            raise TesterError(f"{type(reply).__name__} in answer to {type(request).__name__}")
-        return reply
 
 
 def _whole(readings: Readings, shape: tuple[int, ...]) -> Readings:

@@ -6,12 +6,18 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from threading import Thread
+from typing import Any
+from unittest.mock import patch
 
 import pytest
 
+from hil.instruments.conversation import CONVERSATIONS
+from hil.instruments.exchange import Exchange
 from hil.instruments.resource import WireAddress, parse_address
-from hil.instruments.wire import open_wire
+from hil.instruments.wire import WireTester, open_wire
+from hil.protocols import payloads
 from hil.protocols.errors import TesterError
+from hil.protocols.requests import Description
 
 TIMEOUT = 0.3
 Peer = Callable[[socket.socket], None]
@@ -130,3 +136,17 @@ def test_where_nothing_is_there_it_is_said_at_once(uri: str) -> None:
     assert time.monotonic() - start < 1.0
     assert str(caught.value).startswith(uri)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("codec", ["scpi", "frames"])
+def test_a_tester_that_cannot_describe_itself_is_not_opened(make_bench: Any, codec: str) -> None:
+    bench = make_bench(codec)
+    good = payloads.describe(Description(bench.tester.identify(), bench.tester.capabilities()))
+    bad = good.replace(b'"rows":8', b'"rows":0')
+    assert bad != good
+    exchange = Exchange(bench.line, CONVERSATIONS[codec](), 1.0)
+    with patch.object(payloads, "describe", return_value=bad):
+        start = time.monotonic()
+        with pytest.raises(TesterError, match=r"does not describe itself.*rows"):
+            WireTester(exchange)
+        assert time.monotonic() - start < 1.0
