@@ -7,11 +7,12 @@ from contextlib import suppress
 from time import monotonic
 from typing import TypeVar
 
+from hil.check_greeting import greet
 from hil.checking import Failed, NotApplicable, Places, Subject, shown
 from hil.instruments.link import Link, LinkTimeout
 from hil.instruments.resource import WireAddress, open_link
 from hil.protocols import frames, scpi, scpi_syntax
-from hil.protocols.errors import HilError, TesterError
+from hil.protocols.errors import HilError
 from hil.protocols.frames import Frame
 from hil.protocols.messages import Capabilities, Cells, Readings, Receipt
 from hil.protocols.requests import (
@@ -37,6 +38,7 @@ PULSE_BYTES = 8
 MOST_ERRORS = 300
 """Errors that are taken out of a queue before it is taken to be endless."""
 NO_ERROR = b'0,"No error"'
+TEXT_HELLO = b"\nSYST:ERR?\n"
 
 
 class Line(Subject):
@@ -79,21 +81,6 @@ class Line(Subject):
             self.in_step = True
         self.forget()
 
-    def greet(self) -> None:
-        """Come into step, or raise `TesterError` where nobody answers."""
-        self.link.reset(self.address.timeout)
-        self.in_step = True
-        self.send(self.hello())
-        try:
-            self.link.receive(self.address.timeout)
-        except LinkTimeout as error:
-            other = "frames" if self.address.codec == "scpi" else "scpi"
-            raise TesterError(
-                f"{self.link.name}: connected, but {shown(self.hello())} is not answered in "
-                f"{self.address.timeout:g} s; does it speak ?codec={other}?"
-            ) from error
-        self.in_step = False  # the rest of the answer may still come
-
     def send(self, data: bytes) -> None:
         """Send bytes as they are."""
         self._heard.clear()
@@ -125,8 +112,17 @@ class Line(Subject):
         return self.ask(GetState(), State)
 
     def capabilities(self) -> Capabilities:
-        """What the tester says that it can do."""
-        return self.ask(Describe(), Description).capabilities
+        """What the tester says that it can do. Raises `NotApplicable` where it cannot be made out: there is a check for
+        that.
+        """
+        raw = self.transact(Describe())
+        try:
+            reply = self.decode(Describe(), raw)
+        except ProtocolError:
+            raise NotApplicable("needs the description, which cannot be read") from None
+        if not isinstance(reply, Description):
+            raise NotApplicable("needs the description, which is refused")
+        return reply.capabilities
 
     def large_data(self) -> bytes:
         """As many bytes as the pulses of the largest batch, up to 64 KiB; all values occur."""
@@ -205,7 +201,7 @@ class TextLine(Line):
         return failure
 
     def hello(self) -> bytes:
-        return b"\nSYST:ERR?\n"
+        return TEXT_HELLO
 
     def forget(self) -> None:
         self._reader.clear()
@@ -278,7 +274,7 @@ class FrameLine(Line):
         return frames.decode_reply(request, Frame(reply[0], self.sequence, memoryview(reply)[1:]))
 
     def hello(self) -> bytes:
-        return self.encode(Echo(b"hello"))
+        return self.encode(Echo(b"hello")) + TEXT_HELLO  # what waits for a line of text says what it is
 
     def forget(self) -> None:
         self._reader.clear()
@@ -313,10 +309,10 @@ def _frame_crc(frame: bytes) -> int:
 
 
 def open_line(address: WireAddress, pulsed: Places = ()) -> TextLine | FrameLine:
-    """The line to a tester that has answered. Raises `TesterError` where none does."""
+    """The line to what speaks as a tester. Raises `TesterError` where nothing does."""
     line = TextLine(address, pulsed) if address.codec == "scpi" else FrameLine(address, pulsed)
     try:
-        line.greet()
+        line.in_step = greet(line.link, address, line.hello())
     except BaseException:
         line.link.close()
         raise

@@ -142,6 +142,23 @@ def expect_equal(what: str, got: object, expected: object) -> None:
         raise Failed(f"{what}: expected {shown(expected)}, got {shown(got)}")
 
 
+def expect_echo(what: str, sent: bytes, back: bytes) -> None:
+    """Raises `Failed` that says where they differ, unless the same bytes came back."""
+    if back == sent:
+        return
+    at = first_difference(sent, back)
+    raise Failed(
+        f"{what}: sent {len(sent)} bytes, got {len(back)} back, different from byte {at} on: "
+        f"expected {shown(sent[at:]) if sent[at:] else 'the end'}, got {shown(back[at:]) if back[at:] else 'the end'}"
+    )
+
+
+def first_difference(one: bytes, other: bytes) -> int:
+    """The first byte in which they differ; the length of the shorter where it is the beginning of the longer."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((at for at, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
 def shown(value: object) -> str:
     """A value on one line; of long bytes the beginning and the size; what is no text as hexadecimal."""
     if not isinstance(value, bytes):

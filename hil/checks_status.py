@@ -1,12 +1,13 @@
 """Promises of SCPI's error queue, and of the common commands and registers where a tester has them.
 
-A tester needs no more of the standards than `*CLS` and `SYSTem:ERRor?`; one that answers `*IDN?` has the rest as well.
+A host needs no more of the standards than `*CLS` and `SYSTem:ERRor?`. What a tester has of the rest must be right, and
+each check's commands must be there together or not at all.
 """
 
 import re
 
 from hil.check_line import MOST_ERRORS, NO_ERROR, TextLine
-from hil.checking import Group, NotApplicable, expect, expect_equal, shown
+from hil.checking import Failed, Group, NotApplicable, expect, expect_equal, shown
 from hil.protocols.messages import Cells
 from hil.protocols.requests import Fault
 from hil.protocols.scpi import encode_request
@@ -18,6 +19,13 @@ QUEUE_BIT, EVENT_BIT, SERVICE_BIT = 4, 32, 64
 """Bits of the status byte: errors wait (SCPI-99), an enabled event happened, service is asked for (IEEE 488.2)."""
 MANY = MOST_ERRORS - 44
 """Errors that overflow any reasonable queue."""
+NODES = (b"STAT:OPER", b"STAT:QUES")
+REGISTERS = (
+    *(node + rest for node in NODES for rest in (b"?", b":EVEN?", b":COND?", b":ENAB 0", b":ENAB?")),
+    b"STAT:PRES",
+)
+LISTED = 4
+"""Missing commands that are named."""
 
 
 @status("an empty error queue says so", "every exchange ends with that question")
@@ -60,6 +68,7 @@ def _clear(line: TextLine) -> str:
 
 @status("a full error queue ends with -350", "the oldest errors stay, and the loss is told (SCPI-99, 21.8.1)")
 def _overflow(line: TextLine) -> str:
+    _needs(line, b"*ESR?")
     line.tell(b"ARR:READ? 1", *[b"NONSense"] * MANY)
     codes = line.errors()
     expect(len(codes) >= 2, f"{MANY + 1} errors made: expected at least two in the queue, got {codes}")
@@ -70,7 +79,7 @@ def _overflow(line: TextLine) -> str:
 
 @status("*IDN? has four fields", "who answers, in a form that any SCPI host reads")
 def _identification(line: TextLine) -> str:
-    _needs_standard(line)
+    _needs(line, b"*IDN?")
     answer = line.query(b"*IDN?")
     fields = answer.split(b",")
     expect(
@@ -82,7 +91,7 @@ def _identification(line: TextLine) -> str:
 
 @status("SYSTem:VERSion? names the standard", "SCPI-99 demands it")
 def _version(line: TextLine) -> str:
-    _needs_standard(line)
+    _needs(line, b"SYST:VERS?")
     answer = line.query(b"SYST:VERS?")
     expect(re.fullmatch(rb"\d{4}\.\d", answer) is not None, f"SYST:VERS?: expected 1999.0 or alike, got {answer!r}")
     return shown(answer)
@@ -90,7 +99,7 @@ def _version(line: TextLine) -> str:
 
 @status("a parameter out of range is -222", "a value is refused, never clipped")
 def _range(line: TextLine) -> str:
-    _needs_standard(line)
+    _needs(line, b"*ESE 0", b"*ESE?")
     expect_equal("error after *ESE 256", line.error_after(b"*ESE 256"), int(Fault.OUT_OF_RANGE))
     expect_equal("*ESE? after *ESE 256 was refused", line.query(b"*ESE?"), b"0")
     return "*ESE 256"
@@ -98,7 +107,7 @@ def _range(line: TextLine) -> str:
 
 @status("*ESR? has a bit for each class of errors", "hosts of other makers watch these bits")
 def _event_bits(line: TextLine) -> str:
-    _needs_standard(line)
+    _needs(line, b"*ESR?", b"*ESE 0", b"*OPC")
     used, _ = line.read_next(Cells.of(0, 0, 0))
     line.read_next(used.cells)
     cases = {
@@ -119,7 +128,7 @@ def _event_bits(line: TextLine) -> str:
 
 @status("*STB? sums up", "one byte tells a host where to look")
 def _status_byte(line: TextLine) -> str:
-    _needs_standard(line)
+    _needs(line, b"*STB?", b"*ESR?", b"*ESE 0", b"*SRE 0")
     line.query(b"*ESR?")
     expect_equal("*STB? when nothing happened", _masked(line), 0)
     line.tell(b"*ESE 32", b"NONSense")
@@ -134,7 +143,7 @@ def _status_byte(line: TextLine) -> str:
 
 @status("*ESE and *SRE keep what is set", "IEEE 488.2 demands them")
 def _enables(line: TextLine) -> str:
-    _needs_standard(line)
+    _needs(line, b"*ESE 0", b"*ESE?", b"*SRE 0", b"*SRE?")
     for command, value, kept in ((b"*ESE", b"255", b"255"), (b"*ESE", b"36", b"36"), (b"*SRE", b"255", b"191")):
         line.tell(command + b" " + value)
         expect_equal(f"{command.decode()}? after {command.decode()} {value.decode()}", line.query(command + b"?"), kept)
@@ -143,7 +152,7 @@ def _enables(line: TextLine) -> str:
 
 @status("*OPC?, *TST?, *WAI and *RST are there", "IEEE 488.2 demands them, and hosts of other makers send them")
 def _common(line: TextLine) -> str:
-    _needs_standard(line)
+    _needs(line, b"*OPC?", b"*TST?", b"*WAI", b"*RST")
     expect_equal("*OPC?", line.query(b"*OPC?"), b"1")
     expect_equal("*TST?, a self-test that passes", line.query(b"*TST?"), b"0")
     for command in (b"*WAI", b"*RST"):
@@ -154,26 +163,42 @@ def _common(line: TextLine) -> str:
 
 @status("STATus:OPERation and STATus:QUEStionable are there", "SCPI-99 demands them")
 def _registers(line: TextLine) -> str:
-    _needs_standard(line)
-    for node in (b"STAT:OPER", b"STAT:QUES"):
+    _needs(line, *REGISTERS)
+    for node in NODES:
         for query in (node + b"?", node + b":EVEN?", node + b":COND?"):
             answer = line.query(query)
             expect(answer.isdigit(), f"{query.decode()}: expected a number, got {shown(answer)}")
         line.tell(node + b":ENAB 5")
         expect_equal(f"{node.decode()}:ENAB? after ENAB 5", line.query(node + b":ENAB?"), b"5")
     line.tell(b"STAT:PRES")
-    for node in (b"STAT:OPER", b"STAT:QUES"):
+    for node in NODES:
         expect_equal(f"{node.decode()}:ENAB? after STAT:PRES", line.query(node + b":ENAB?"), b"0")
     return "event, condition, enable; STATus:PRESet"
 
 
-def _needs_standard(line: TextLine) -> None:
-    """Raises `NotApplicable` for a tester without the common commands."""
-    line.tell(b"*IDN?", b"SYST:ERR?")
-    answer = line.receive(b"*IDN?\n")
-    if answer.startswith(b"%d," % Fault.UNDEFINED_HEADER):
-        raise NotApplicable("no common commands: *IDN? is refused with -113, and the host needs none")
-    line.receive(b"SYST:ERR?\n")
+def _needs(line: TextLine, *commands: bytes) -> None:
+    """Raises `NotApplicable` for a tester that knows none of these, and `Failed` for one that knows only some."""
+    missing = [command.split()[0].decode() for command in commands if _is_unknown(line, command)]
+    if not missing:
+        return
+    rest = f" and {len(missing) - LISTED} more" if len(missing) > LISTED else ""
+    told, verb = ", ".join(missing[:LISTED]) + rest, "is" if len(missing) == 1 else "are"
+    code = int(Fault.UNDEFINED_HEADER)
+    if len(missing) < len(commands):
+        raise Failed(f"part of the mandatory set is there and {told} {verb} missing (answered with {code})")
+    raise NotApplicable(
+        f"not implemented: {told} {verb} answered with {code}; optional for a host, expected of an SCPI instrument"
+    )
+
+
+def _is_unknown(line: TextLine, command: bytes) -> bool:
+    """Whether a command is refused as an undefined header."""
+    line.tell(command, b"SYST:ERR?")
+    for _ in range(2):  # its own answer, if it has one, and that of SYST:ERR?
+        number, comma, _rest = line.receive(command + b"\n").partition(b',"')
+        if comma and number.lstrip(b"+-").isdigit():
+            return int(number) == Fault.UNDEFINED_HEADER
+    return False
 
 
 def _masked(line: TextLine) -> int:

@@ -5,7 +5,18 @@ from collections.abc import Iterator
 import numpy as np
 
 from hil.check_line import Line, TextLine, name_of
-from hil.checking import Failed, Group, NotApplicable, cells_at, expect, expect_equal, last_cells, named, shown
+from hil.checking import (
+    Failed,
+    Group,
+    NotApplicable,
+    cells_at,
+    expect,
+    expect_equal,
+    first_difference,
+    last_cells,
+    named,
+    shown,
+)
 from hil.instruments.link import LinkError, LinkTimeout
 from hil.instruments.resource import open_link
 from hil.protocols.messages import (
@@ -46,16 +57,20 @@ UNDEFINED, HANDLE = 0xFFFF, 0
 
 @wire("it describes itself", "the host learns sizes, converters and limits from it")
 def _describes(line: Line) -> str:
-    c = line.ask(Describe(), Description).capabilities
+    reply = line.decode(Describe(), line.transact(Describe()))
+    if not isinstance(reply, Description):
+        raise Failed(f"describe: expected a description, got {shown(reply)}")
+    c = reply.capabilities
     return f"{c.arrays} x {c.rows} x {c.columns} cells"
 
 
 @wire("checksums of its replies are right", "the host throws away what has a wrong one")
 def _replies_are_whole(line: Line) -> str:
-    for request in (Describe(), Echo(b"checked"), Ground()):
+    for request in (Echo(b"checked"), Ground()):
         line.reply(request)
     line.state()
     line.read_next(CELL)
+    line.capabilities()
     return "description, echo, ground, state and read"
 
 
@@ -266,7 +281,7 @@ def _expect_untouched(line: Line, before: State, what: str, after: State | None 
 def _expect_same(what: str, got: bytes, expected: bytes) -> None:
     if got == expected:
         return
-    at = next((i for i, (a, b) in enumerate(zip(got, expected, strict=False)) if a != b), min(len(got), len(expected)))
+    at = first_difference(got, expected)
     raise Failed(f"{what}: expected {shown(expected)}, got {shown(got)}; they differ from byte {at} on")
 
 

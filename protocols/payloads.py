@@ -4,7 +4,8 @@ import json
 import math
 import struct
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, fields, is_dataclass
+from enum import StrEnum
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,15 @@ BLOCK = struct.Struct("<HHHHII")
 LINE = np.dtype("<u2")
 MOST_LINES = 2**16
 """Arrays, rows and columns of a chip, and inputs and outputs of a region, at most."""
+SHOWN = 40
+"""Characters of a wrong value that are quoted."""
+_VALUES: dict[Any, tuple[Any, str]] = {
+    str: (str, "a text"),
+    int: (int, "a whole number"),
+    float: (int | float, "a number"),
+    bool: (bool, "true or false"),
+}
+"""How fields of these types are written in a description."""
 MOST_CELLS = 2**28
 """Cells of a chip, at most: arrays of this size are made in memory."""
 
@@ -132,21 +142,58 @@ def description_of(data: Buffer) -> Description:
     """What `describe` wrote. Raises `ProtocolError` on what is none."""
     try:
         found = json.loads(bytes(data))
+        _check_value("description", Description, found)
         return Description(identity_of(found["identity"]), capabilities_of(found["capabilities"]))
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise ProtocolError(Fault.INVALID_BLOCK, f"the tester's description cannot be read: {error!r}") from error
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise ProtocolError(Fault.INVALID_BLOCK, f"the tester's description cannot be read: {error}") from error
 
 
-def identity_of(values: dict[str, Any]) -> Identity:
-    """From what `asdict` gives. Raises ValueError, LookupError or TypeError on what is none."""
-    texts = [value for value in values.values() if isinstance(value, str)]
-    if len(texts) != len(values):
-        raise ValueError("a name in the identity is no text")
+def _check_value(name: str, kind: Any, value: Any) -> None:
+    """Raises ValueError that names the key where a value cannot be that of a field of this type."""
+    if is_dataclass(kind):
+        _check_keys(name, kind, value)
+    elif kind in _VALUES:
+        types, what = _VALUES[kind]
+        if not isinstance(value, types) or isinstance(value, bool) != (kind is bool) or not _is_finite(value):
+            raise ValueError(f"{name!r} is {_shown(value)}, expected {what}")
+    elif kind == tuple[float, ...]:
+        if not isinstance(value, list) or not all(isinstance(v, int | float) and _is_finite(v) for v in value):
+            raise ValueError(f"{name!r} is {_shown(value)}, expected a list of numbers")
+    elif issubclass(kind, StrEnum) and value not in list(kind):
+        raise ValueError(f"{name!r} is {_shown(value)}, expected one of {', '.join(kind)}")
+
+
+def _is_finite(value: Any) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def _check_keys(name: str, kind: Any, value: Any) -> None:
+    """Of a dataclass, written as an object: exactly its fields."""
+    if not isinstance(value, dict):
+        raise ValueError(f"{name!r} is {_shown(value)}, expected an object")
+    for field in fields(kind):
+        if field.name not in value:
+            raise ValueError(f"key {field.name!r} is missing in {name!r}")
+        _check_value(field.name, field.type, value[field.name])
+    for key in value.keys() - {field.name for field in fields(kind)}:
+        raise ValueError(f"key {key!r} in {name!r} is not known")
+
+
+def _shown(value: Any) -> str:
+    """As in JSON, the beginning of it."""
+    text = json.dumps(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+
+
+def identity_of(values: Any) -> Identity:
+    """From what `asdict` gives, as JSON. Raises ValueError on what is none."""
+    _check_value("identity", Identity, values)
     return Identity(**values | {"kind": TesterKind(values["kind"])})
 
 
-def capabilities_of(values: dict[str, Any]) -> Capabilities:
-    """From what `asdict` gives. Raises ValueError, LookupError, TypeError or AttributeError on what is none."""
+def capabilities_of(values: Any) -> Capabilities:
+    """From what `asdict` gives, as JSON. Raises ValueError on what is none."""
+    _check_value("capabilities", Capabilities, values)
     parsed = {
         "mvm": MvmMode(values["mvm"]),
         "readout": Readout(values["readout"]),
@@ -159,20 +206,14 @@ def capabilities_of(values: dict[str, Any]) -> Capabilities:
     }
     c = Capabilities(**values | parsed)
     _check_sizes(c.arrays, c.rows, c.columns)
-    counts = (c.largest_batch, c.dac_bits, c.adc_bits)
-    if not all(isinstance(count, int) and count > 0 for count in counts):
-        raise ValueError(f"largest batch and bits of the converters are {counts}, expected whole numbers above 0")
-    figures = [c.read_voltage, *c.mvm_ranges, *c.staircase, *asdict(c.durations).values()]
-    figures += [*asdict(c.set_pulse).values(), *asdict(c.reset_pulse).values()]
-    figures += [c.pulse_limits.amplitude_max, c.pulse_limits.width_min, c.pulse_limits.width_max]
-    if not all(isinstance(figure, int | float) for figure in figures):
-        raise ValueError("a figure in the capabilities is no number")
+    if min(c.largest_batch, c.dac_bits, c.adc_bits) < 1:
+        raise ValueError("the largest batch and the bits of the converters must be above 0")
     return c
 
 
 def _check_sizes(*sizes: int) -> None:
     """Arrays, rows and columns."""
-    if not all(isinstance(size, int) and 0 < size <= MOST_LINES for size in sizes):
+    if not all(0 < size <= MOST_LINES for size in sizes):
         raise ValueError(f"a chip of {sizes} arrays, rows and columns")
     if math.prod(sizes) > MOST_CELLS:
         raise ValueError(f"a chip of {sizes} has more than {MOST_CELLS} cells")

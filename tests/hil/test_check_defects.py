@@ -274,6 +274,8 @@ DEFECTS: dict[str, Defect] = {
     "regions are lost with the connection": Defect(on_a_break(lambda f: f.regions.clear()), "scpi", {REMEMBERED}),
     "it boots with each connection": Defect(on_a_break(Firmware.boot), "frames", {BOOTS, REMEMBERED}),
     "*OPC? is missing": Defect(without("*OPC?"), "scpi", {"*OPC?, *TST?, *WAI and *RST are there"}),
+    "*ESR? is missing": Defect(without("*ESR?"), "scpi", {"*ESR? has a bit for each class of errors"}),
+    "*WAI is missing": Defect(without("*WAI"), "scpi", {"*OPC?, *TST?, *WAI and *RST are there"}),
     "*ESE is missing": Defect(without("*ESE"), "scpi", {"*ESE and *SRE keep what is set"}),
     "errors come newest first": Defect(
         patch(StatusSystem, "next_error", newest_first), "scpi", {"the error queue is first in, first out"}

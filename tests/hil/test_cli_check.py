@@ -4,11 +4,13 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
+from hil.bench import open_tester
 from hil.cli import main
 from hil.mock_hw.scpi_port import ScpiPort
 from hil.serving import serving
@@ -68,7 +70,7 @@ def without_opc(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_failure_is_exit_code_1_and_says_what_was_expected(uri: str) -> None:
     result = check(uri, *QUICK)
     assert result.exit_code == 1
-    assert "no answer in 0.5 s" in result.stdout
+    assert "part of the mandatory set is there and *OPC? is missing" in " ".join(result.stdout.split())
     assert result.stdout.splitlines()[-1].split(", ")[1] == "1 failed"
 
 
@@ -95,6 +97,16 @@ def test_a_tester_that_cannot_be_reached_is_one_line_and_exit_code_3() -> None:
         assert result.stdout == ""
         assert says in result.stderr
         assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_a_tester_in_use_is_one_line_and_exit_code_3(uri: str) -> None:
+    with closing(open_tester(uri)):
+        for arguments in ((), ("--json",)):
+            result = check(uri, *QUICK, *arguments)
+            assert result.exit_code == 3
+            assert result.stdout == ""
+            assert "the tester closed the connection; it said '-200,\"Execution error;in use by" in result.stderr
+            assert len(result.stderr.strip().splitlines()) == 1
 
 
 @pytest.mark.parametrize(

@@ -146,8 +146,11 @@ def test_trains_have_whole_bytes_in_each_slot_or_are_refused(rows: bytes, column
 
 @pytest.mark.parametrize(
     "changes",
-    [{"rows": "x"}, {"rows": 0}, {"arrays": 2**16, "rows": 2**16}, {"read_voltage": "0.2"}, {"largest_batch": 0.5},
-     {"staircase": ["a"]}, {"durations": {}}, {"mvm": "perhaps"}],
+    [
+        {"rows": "x"}, {"rows": 0}, {"rows": True}, {"arrays": 2**16, "rows": 2**16}, {"read_voltage": "0.2"},
+        {"read_voltage": float("nan")}, {"largest_batch": 0.5}, {"staircase": ["a"]}, {"durations": {}},
+        {"mvm": "perhaps"}, {"exactly_once": "false"}, {"verify": 1},
+    ],
 )  # fmt: skip
 def test_capabilities_that_cannot_be_are_refused(changes: dict[str, object]) -> None:
     said = json.loads(payloads.describe(DESCRIPTION))
