@@ -155,12 +155,12 @@ def _check_value(name: str, kind: Any, value: Any) -> None:
     elif kind in _VALUES:
         types, what = _VALUES[kind]
         if not isinstance(value, types) or isinstance(value, bool) != (kind is bool) or not _is_finite(value):
-            raise ValueError(f"{name!r} is {_shown(value)}, expected {what}")
+            raise ValueError(f"key {name!r} is {_shown(value)}, expected {what}")
     elif kind == tuple[float, ...]:
         if not isinstance(value, list) or not all(isinstance(v, int | float) and _is_finite(v) for v in value):
-            raise ValueError(f"{name!r} is {_shown(value)}, expected a list of numbers")
+            raise ValueError(f"key {name!r} is {_shown(value)}, expected a list of numbers")
     elif issubclass(kind, StrEnum) and value not in list(kind):
-        raise ValueError(f"{name!r} is {_shown(value)}, expected one of {', '.join(kind)}")
+        raise ValueError(f"key {name!r} is {_shown(value)}, expected one of {', '.join(kind)}")
 
 
 def _is_finite(value: Any) -> bool:
@@ -170,7 +170,7 @@ def _is_finite(value: Any) -> bool:
 def _check_keys(name: str, kind: Any, value: Any) -> None:
     """Of a dataclass, written as an object: exactly its fields."""
     if not isinstance(value, dict):
-        raise ValueError(f"{name!r} is {_shown(value)}, expected an object")
+        raise ValueError(f"key {name!r} is {_shown(value)}, expected an object")
     for field in fields(kind):
         if field.name not in value:
             raise ValueError(f"key {field.name!r} is missing in {name!r}")

@@ -318,7 +318,7 @@ EDITS: dict[str, tuple[Callable[[Any], object], str]] = {
     "nested too deep": (put("start/config", "[" * 100_000), "start cannot be read"),
     "chip of too many cells": (capability(rows=65536, columns=65536), "has more than 268435456 cells"),
     "chip of too many arrays": (capability(arrays=10**9), "a chip of"),
-    "chip of text": (capability(rows="many"), "'rows' is"),
+    "chip of text": (capability(rows="many"), "key 'rows' is"),
     "format of numbers": (attribute("/", "format", [1, 2]), "not a run file"),
     "run without a name": (attribute("/", "run_id", 5), "run_id is"),
     "newer major version": (attribute("/", "format_version", "2.0"), "this program reads"),
