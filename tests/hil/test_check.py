@@ -129,15 +129,18 @@ MALFORMED = {
     "a key is not known": (change("identity", "colour", "red"), "key 'colour' in 'identity' is not known"),
     "a text for a number": (
         change("capabilities", "read_voltage", "0.2"),
-        "'read_voltage' is \"0.2\", expected a number",
+        "key 'read_voltage' is \"0.2\", expected a number",
     ),
-    "a number for a list": (change("capabilities", "mvm_ranges", 5), "'mvm_ranges' is 5, expected a list of numbers"),
-    "a number for an object": (change("capabilities", "durations", 1), "'durations' is 1, expected an object"),
+    "a number for a list": (
+        change("capabilities", "mvm_ranges", 5),
+        "key 'mvm_ranges' is 5, expected a list of numbers",
+    ),
+    "a number for an object": (change("capabilities", "durations", 1), "key 'durations' is 1, expected an object"),
     "an unknown word": (
         change("capabilities", "mvm", "digital"),
-        "'mvm' is \"digital\", expected one of analog, binary, none",
+        "key 'mvm' is \"digital\", expected one of analog, binary, none",
     ),
-    "a list": (lambda told: b"[1]", "'description' is [1], expected an object"),
+    "a list": (lambda told: b"[1]", "key 'description' is [1], expected an object"),
     "no JSON": (lambda told: told[:-1], "Expecting ',' delimiter"),
 }
 
