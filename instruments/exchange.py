@@ -38,11 +38,16 @@ class LostError(TesterError):
     """The tester did not answer, whatever was tried; what was asked may have been done."""
 
 
+class StrangerError(TesterError):
+    """After the line was lost, the chip is not as it was left."""
+
+
 class Exchange:
     """Asks a tester. Whatever was asked may be asked again with the same id: the firmware does it once.
 
     After anything went wrong, nothing is sent before the link is reset and the tester has answered a fresh question, so
-    that a late answer never passes for another one. If the tester was switched on meanwhile, it is told its regions.
+    that a late answer never passes for another one. If the tester was switched on meanwhile, it is told its regions. If
+    it has forgotten operations, or done others, it is not the same any more: `StrangerError`.
     """
 
     def __init__(
@@ -56,6 +61,10 @@ class Exchange:
         self._lock = threading.RLock()  # one transaction at a time
         self._in_step = False
         self._boot: int | None = None
+        self.last_op_id = 0
+        """The last operation whose end is known; the caller keeps it up to date."""
+        self.remembers = True
+        """Whether its last operation id outlives a reboot."""
         self.regions: list[Region] = []
         """Known to the tester, and told again after a reboot."""
 
@@ -63,13 +72,15 @@ class Exchange:
         """Come into step with the tester, in one attempt. Raises `LinkError` or `TesterError` where it is none."""
         with self._lock:
             try:
-                return self._come_into_step()
+                state = self._come_into_step(first=True)
             except ProtocolError as error:
                 raise TesterError(f"{self.link.name} answers, but not as a tester: {error}{self._heard()}") from error
             except LinkClosed as error:
                 raise TesterError(f"{error}{self._heard() or '; is this the port of a tester?'}") from error
             except LinkError as error:
                 raise TesterError(f"{error}{self._heard()}") from error
+            self.last_op_id = state.last_op_id
+            return state
 
     def ask(self, request: Request, seconds: float = 0.0, answer_bytes: int = 0, repeat: bool = True) -> Reply:
         """The reply to a request that takes `seconds` of device time. Raises `LostError` where none comes.
@@ -99,13 +110,16 @@ class Exchange:
             raise LostError(self._lost(request, last)) from last
 
     def state(self) -> State:
-        """Where the chip stands, after the line has been reset."""
-        with self._lock:
-            self._in_step = False
-            reply = self.ask(GetState())
-            if isinstance(reply, State):
-                return reply
-            raise TesterError(f"{self.link.name} does not tell its state: {reply}")
+        """Where the chip stands."""
+        reply = self.ask(GetState())
+        if isinstance(reply, State):
+            return reply
+        raise TesterError(f"{self.link.name} does not tell its state: {reply}")
+
+    def recover(self) -> State:
+        """Where the chip stands, after the line has been reset and the tester told its regions, if need be."""
+        self._in_step = False
+        return self.state()
 
     def describe(self) -> Description:
         """Who answers, and what it can do. Raises `TesterError` where the tester cannot say so soon."""
@@ -129,6 +143,8 @@ class Exchange:
                     return self._ask_in_step(request, 0.0, 0)
                 except (LinkError, ProtocolError) as error:
                     last = error
+                except StrangerError as error:
+                    return error
         return last
 
     def close(self) -> None:
@@ -161,7 +177,7 @@ class Exchange:
                 return self.link.receive(left)
         raise LinkTimeout(f"{self.link.name}: no answer within {seconds:g} s")
 
-    def _come_into_step(self) -> State:
+    def _come_into_step(self, first: bool = False) -> State:
         self.link.reset(self._timeout)
         end = self._conversation.clear()
         if end:
@@ -169,11 +185,21 @@ class Exchange:
         state = self._ask_in_step(GetState(), 0.0, 0)
         if not isinstance(state, State):
             raise ProtocolError(Fault.CORRUPT, f"it does not tell its state: {state}")
+        if not first:
+            self._recognise(state)
         if self._boot is not None and state.boot != self._boot:
             for region in self.regions:
                 self._tell(region)
         self._boot = state.boot
         return state
+
+    def _recognise(self, state: State) -> None:
+        """Raises `StrangerError` where the chip has not done what was done, or more than the operation in doubt."""
+        if self.remembers and not self.last_op_id <= state.last_op_id <= self.last_op_id + 1:
+            raise StrangerError(
+                f"{self.link.name}: the chip's last operation is {state.last_op_id}, where {self.last_op_id} was done: "
+                "it is another one, has forgotten, or was used by someone else"
+            )
 
     def _tell(self, region: Region) -> None:
         reply = self._ask_in_step(Define(region), 0.0, 0)

@@ -57,13 +57,13 @@ class WireTester(ArrayTester):
         self._regions: list[Region] = []
         self._closed = False
         try:
-            state = exchange.open()
-            self._last_op_id, self._time_ns = state.last_op_id, state.time_ns
+            self._time_ns = exchange.open().time_ns
             description = exchange.describe()
         except BaseException:
             exchange.close()
             raise
         self._identity, self._capabilities = description.identity, description.capabilities
+        exchange.remembers = self._capabilities.exactly_once
         self._lost = False  # whether the last operation's fate is not known
 
     def identify(self) -> Identity:
@@ -160,7 +160,7 @@ class WireTester(ArrayTester):
             forgotten = "it has forgotten what came since (a served twin remembers only in a file: --twin chip.h5)"
             how = "it was used since" if last > op_id else forgotten
             raise InputError(f"the chip's last operation is {last}, the run's was {op_id}: {how}")
-        self._last_op_id = op_id
+        self._exchange.last_op_id = op_id
 
     def _check_open(self) -> None:
         if self._closed:
@@ -168,10 +168,10 @@ class WireTester(ArrayTester):
 
     def _next_id(self) -> int:
         if self._lost:
-            state = self._exchange.state()
-            self._last_op_id = max(state.last_op_id, self._last_op_id)
+            state = self._exchange.recover()
+            self._exchange.last_op_id = max(state.last_op_id, self._exchange.last_op_id)
             self._lost = False
-        return self._last_op_id + 1
+        return self._exchange.last_op_id + 1
 
     def _receipt(self, request: Program | Update | Wait, seconds: float) -> Receipt:
         repeat = self._capabilities.exactly_once or not isinstance(request, PROGRAMMING)
@@ -192,17 +192,17 @@ class WireTester(ArrayTester):
         self._lost = True
         reply = self._exchange.ask(request, seconds, size, repeat)
         if isinstance(reply, Failure) and isinstance(error_of(reply), NoRegionError):
-            self._exchange.state()  # it was switched off and on without a break in the line: tell it the regions
+            self._exchange.recover()  # it was switched off and on without a break in the line: tell it the regions
             reply = self._exchange.ask(request, seconds, size, repeat)
         self._lost = False
         if isinstance(reply, Readings | Receipt):
-            self._last_op_id, self._time_ns = reply.op_id, reply.time_ns
+            self._exchange.last_op_id, self._time_ns = reply.op_id, reply.time_ns
             return reply
         if not isinstance(reply, Failure):
             raise TesterError(f"{type(reply).__name__} in answer to {type(request).__name__}")
         error = error_of(reply)
         if isinstance(error, CutShortError):
-            self._last_op_id = request.op_id
+            self._exchange.last_op_id = request.op_id
             return None
         raise error
 

@@ -6,6 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hil.instruments.conversation import CONVERSATIONS
+from hil.instruments.exchange import Exchange
+from hil.instruments.wire import WireTester
 from hil.mock_hw.firmware import Firmware
 from hil.protocols.errors import LimitError, TesterError
 from hil.protocols.messages import Block, Cells, Direction, Operation, PulseBatch, Readings, Receipt, Status, Vectors
@@ -249,3 +252,41 @@ def test_a_tester_that_is_gone_is_an_error_after_so_many_attempts(make_bench: An
         program(bench)
     del bench.line.port.feed
     assert program(bench).op_id == 1
+
+
+@LINES
+@BOTH_CODECS
+@pytest.mark.parametrize("used", ["forgotten", "by someone else"])
+def test_a_chip_that_is_not_as_it_was_left_is_not_gone_on_with(
+    make_bench: Any, codec: str, serial: bool, used: str
+) -> None:
+    bench, other = make_bench(codec, serial), make_bench(codec, serial)
+    for _ in range(3):
+        program(bench)
+    if used == "by someone else":
+        for _ in range(5):
+            program(other)
+    bench.line.port = other.line.port  # a server that was started anew, or another chip in the socket
+    bench.line.damage["request"] = lambda m: ["close"]
+    before = other.firmware.last_op_id
+    with pytest.raises(TesterError, match=f"last operation is {before}, where 3 was done"):
+        program(bench)
+    assert other.firmware.last_op_id == before
+    bench.tester.close()
+
+
+@BOTH_CODECS
+def test_a_tester_without_lasting_memory_is_gone_on_with_after_a_reboot(make_bench: Any, codec: str) -> None:
+    bench = make_bench(codec)
+    object.__setattr__(bench.firmware.capabilities, "exactly_once", False)
+    bench.tester = WireTester(Exchange(bench.line, CONVERSATIONS[codec](), 1.0, pauses=(0.0,) * 3))
+    for _ in range(3):
+        program(bench)
+
+    def reboot(message: bytes) -> list[Any]:
+        bench.firmware.last_op_id, bench.firmware.last_reply = 0, None
+        bench.firmware.boot()
+        return ["close"]
+
+    bench.line.damage["reply"] = reboot
+    assert (program(bench).status, read(bench).op_id) == (Status.UNKNOWN, 4)
