@@ -58,7 +58,8 @@ class Exchange:
         self._conversation = conversation
         self._timeout = timeout
         self._pauses = PAUSES if pauses is None else pauses
-        self._lock = threading.RLock()  # one transaction at a time
+        self.lock = threading.RLock()
+        """Held for a transaction; a caller holds it from taking an operation id to the answer."""
         self._in_step = False
         self._boot: int | None = None
         self.last_op_id = 0
@@ -70,7 +71,7 @@ class Exchange:
 
     def open(self) -> State:
         """Come into step with the tester, in one attempt. Raises `LinkError` or `TesterError` where it is none."""
-        with self._lock:
+        with self.lock:
             try:
                 state = self._come_into_step(first=True)
             except ProtocolError as error:
@@ -87,7 +88,7 @@ class Exchange:
 
         Without `repeat`, a request that may have been begun is not sent again.
         """
-        with self._lock:
+        with self.lock:
             for pause in (None, *self._pauses):
                 if pause is not None:
                     time.sleep(pause)
@@ -135,7 +136,7 @@ class Exchange:
     def _ask_soon(self, request: Request) -> Reply | TesterError:
         """The reply in one of a few attempts, or why there is none."""
         last = TesterError("no answer")
-        with self._lock:
+        with self.lock:
             for _ in range(FEW):
                 try:
                     if not self._in_step:

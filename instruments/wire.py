@@ -1,6 +1,6 @@
 """A tester behind a wire, in any codec over any link."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -90,11 +90,8 @@ class WireTester(ArrayTester):
         self._check_open()
         limits.check_cells(self._capabilities, cells)
         seconds = len(cells) * self._capabilities.durations.read
-        for _ in range(CUT_SHORT):
-            reply = self._operate(Read(self._next_id(), cells), seconds, 4 * len(cells))
-            if isinstance(reply, Readings):
-                return _whole(reply, (len(cells),))
-        raise TesterError(f"a read of {len(cells)} cells was cut short {CUT_SHORT} times: the tester reboots")
+        reply = self._readings(lambda op_id: Read(op_id, cells), seconds, 4 * len(cells))
+        return _whole(reply, (len(cells),))
 
     def mvm(self, region: Region, vectors: Vectors, direction: Direction, gain: int) -> Readings:
         self._check_open()
@@ -104,13 +101,13 @@ class WireTester(ArrayTester):
         limits.check_vectors(c, region, vectors, direction, gain)
         limits.check_codes(c, max(int(vectors.codes.max()), -int(vectors.codes.min())))
         codes = np.ascontiguousarray(vectors.codes, c.dac_dtype)
-        size = 4 * len(codes) * region.outputs(direction)
-        for _ in range(CUT_SHORT):
-            request = Multiply(self._next_id(), region.handle, direction, gain, codes)
-            reply = self._operate(request, len(codes) * c.durations.mvm, size)
-            if isinstance(reply, Readings):
-                return _whole(reply, (len(codes), region.outputs(direction)))
-        raise TesterError(f"a product was cut short {CUT_SHORT} times: the tester reboots")
+        shape = (len(codes), region.outputs(direction))
+        reply = self._readings(
+            lambda op_id: Multiply(op_id, region.handle, direction, gain, codes),
+            len(codes) * c.durations.mvm,
+            4 * shape[0] * shape[1],
+        )
+        return _whole(reply, shape)
 
     def program(self, pulses: PulseBatch) -> Receipt:
         self._check_open()
@@ -118,19 +115,19 @@ class WireTester(ArrayTester):
         limits.check_cells(c, pulses.cells)
         limits.check_pulses(c, pulses)
         each = c.durations.set_pulse if pulses.kind == Operation.SET else c.durations.reset_pulse
-        return self._receipt(Program(self._next_id(), pulses), int(pulses.counts.sum()) * each)
+        return self._receipt(lambda op_id: Program(op_id, pulses), int(pulses.counts.sum()) * each)
 
     def update(self, region: Region, trains: PulseTrains) -> Receipt:
         self._check_open()
         if not self._capabilities.parallel_update:
             raise LimitError("this array has no parallel update (capabilities: parallel_update is false)")
         seconds = len(trains.rows) * self._capabilities.durations.set_pulse
-        return self._receipt(Update(self._next_id(), region.handle, trains), seconds)
+        return self._receipt(lambda op_id: Update(op_id, region.handle, trains), seconds)
 
     def wait(self, seconds: float) -> Receipt:
         self._check_open()
         limits.check_wait(seconds)
-        return self._receipt(Wait(self._next_id(), float(seconds)), seconds)
+        return self._receipt(lambda op_id: Wait(op_id, float(seconds)), seconds)
 
     def time_ns(self) -> int:
         return self._time_ns
@@ -173,14 +170,25 @@ class WireTester(ArrayTester):
             self._lost = False
         return self._exchange.last_op_id + 1
 
-    def _receipt(self, request: Program | Update | Wait, seconds: float) -> Receipt:
-        repeat = self._capabilities.exactly_once or not isinstance(request, PROGRAMMING)
-        try:
-            reply = self._operate(request, seconds, 0, repeat)
-        except LostError:
-            if repeat:
-                raise
-            reply = None
+    def _readings(self, make: Callable[[int], Read | Multiply], seconds: float, size: int) -> Readings:
+        """The answer to an operation that changes no cell: begun again where a reboot has cut it short."""
+        with self._exchange.lock:
+            for _ in range(CUT_SHORT):
+                reply = self._operate(make(self._next_id()), seconds, size)
+                if isinstance(reply, Readings):
+                    return reply
+        raise TesterError(f"a read or product was cut short {CUT_SHORT} times: the tester reboots")
+
+    def _receipt(self, make: Callable[[int], Program | Update | Wait], seconds: float) -> Receipt:
+        with self._exchange.lock:
+            request = make(self._next_id())
+            repeat = self._capabilities.exactly_once or not isinstance(request, PROGRAMMING)
+            try:
+                reply = self._operate(request, seconds, 0, repeat)
+            except LostError:
+                if repeat:
+                    raise
+                reply = None
         if isinstance(reply, Receipt):
             return reply
         return Receipt(request.op_id, self._time_ns, Status.UNKNOWN, 0)

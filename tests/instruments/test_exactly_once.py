@@ -1,6 +1,7 @@
 """Whatever happens to a message, each pulse is applied once, and nothing is drawn or waited for twice."""
 
 from collections.abc import Callable
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -290,3 +291,20 @@ def test_a_tester_without_lasting_memory_is_gone_on_with_after_a_reboot(make_ben
 
     bench.line.damage["reply"] = reboot
     assert (program(bench).status, read(bench).op_id) == (Status.UNKNOWN, 4)
+
+
+@BOTH_CODECS
+def test_threads_may_share_a_driver(make_bench: Any, codec: str) -> None:
+    bench = make_bench(codec)
+    answers: list[Any] = []
+
+    def work() -> None:
+        answers.extend(operation(bench) for _ in range(20) for operation in (read, program, wait))
+
+    threads = [Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(answer.op_id for answer in answers) == list(range(1, 241))
+    assert bench.firmware.chip.cells["set_count"].sum() == 80 * 6
