@@ -5,9 +5,6 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from hil.cli import friendly, main, printed
 from hil.protocols.errors import InputError
@@ -41,6 +38,9 @@ def check(uri: str, allow_programming: bool, cells: tuple[str, ...], timeout: fl
       hil check tcp://192.168.0.7:5025
       hil check serial:///dev/ttyUSB0?codec=frames --allow-programming --cells 0:511:2040
     """
+    from rich.console import Console
+    from rich.text import Text
+
     from hil.check import run_checks
 
     if cells and not allow_programming:
@@ -65,6 +65,10 @@ def _place(text: str) -> tuple[int, int, int]:
 
 
 def _print(report: "Report") -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(box=None, padding=(0, 2, 0, 0))
     for name in ("group", "check", "result", "detail"):
         table.add_column(name)
