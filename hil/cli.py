@@ -128,6 +128,10 @@ def train(experiment: str, as_json: bool, **options: Any) -> None:
     Example:
       hil train mnist-mlp --data-dir data --tester twin:pcm-90nm --set image_period=1e-3
     """
+    if options["tester"]:
+        from hil.instruments.resource import parse_address
+
+        parse_address(options["tester"])  # a malformed address is told before torch and the like are imported
     from hil.campaign import plan, summary
     from hil.display import Display, result_table
 
