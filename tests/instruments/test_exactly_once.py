@@ -308,3 +308,16 @@ def test_threads_may_share_a_driver(make_bench: Any, codec: str) -> None:
         thread.join()
     assert sorted(answer.op_id for answer in answers) == list(range(1, 241))
     assert bench.firmware.chip.cells["set_count"].sum() == 80 * 6
+
+
+@BOTH_CODECS
+def test_a_batch_is_one_round_trip(make_bench: Any, codec: str) -> None:
+    bench = make_bench(codec)
+    region = bench.tester.register([BLOCK])
+    bench.line.sent.clear()
+    bench.line.answered.clear()
+    vectors = Vectors(np.ones((50, 4), np.int8), np.ones(50, np.float32))
+    assert bench.tester.mvm(region, vectors, Direction.FORWARD, 3).codes.shape == (50, 2)
+    for operation in (program, read, wait):
+        operation(bench)
+    assert len(bench.line.sent) == len(bench.line.answered) == 4
