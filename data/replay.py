@@ -12,7 +12,7 @@ from hil.data.run import Run
 from hil.data.schema import NONE
 from hil.instruments.tester import ArrayTester
 from hil.protocols import limits
-from hil.protocols.errors import InputError, LimitError, ReplayError, TesterError
+from hil.protocols.errors import InputError, ReplayError, TesterError
 from hil.protocols.messages import (
     MVM_KIND,
     Block,
@@ -110,8 +110,7 @@ class ReplayTester(ArrayTester):
     def mvm(self, region: Region, vectors: Vectors, direction: Direction, gain: int) -> Readings:
         self._check_open()
         codes = vectors.codes
-        if region.handle >= len(self._regions) or self._regions[region.handle] is not region:
-            raise LimitError(f"region {region.handle} is not registered here")
+        limits.check_registered(self._regions, region)
         try:
             kind = MVM_KIND[direction]
             row = self.recorded.expect(kind, len(codes), region=region.handle, gain=gain)
@@ -143,7 +142,7 @@ class ReplayTester(ArrayTester):
     def update(self, region: Region, trains: PulseTrains) -> Receipt:
         self._check_open()
         if not self._capabilities.parallel_update:
-            raise LimitError("this array has no parallel update (capabilities: parallel_update is false)")
+            raise limits.no_parallel_update()
         row = self.recorded.expect(Operation.UPDATE, len(trains.rows), region=region.handle, polarity=trains.polarity)
         self.recorded.compare("update/trains", row.offset, trains.rows)
         self.recorded.compare("update/trains", row.offset + trains.rows.size, trains.columns)

@@ -11,18 +11,12 @@ from hil.protocols.requests import (
     Echoed,
     Failure,
     Fault,
-    Multiply,
     OperationRequest,
-    Program,
     ProtocolError,
-    Read,
     Reply,
     Request,
-    Update,
-    Wait,
 )
 
-OPERATIONS = (Read, Multiply, Program, Update, Wait)
 SHOWN = 60
 """Characters of an answer that is none which are quoted in an error."""
 
@@ -110,7 +104,7 @@ class ScpiConversation(Conversation):
             self._request, self._told = request, None
         self._nonce = self._other = b""
         parts: list[Buffer] = []
-        if self._told is not None or not repeat or not isinstance(request, OPERATIONS):
+        if self._told is not None or not repeat or not isinstance(request, OperationRequest):
             self._nonce = secrets.token_hex(4).encode()
             parts = [*scpi.encode_request(Echo(self._nonce)), b";:"]
         return [*parts, *scpi.encode_request(request), b";:", scpi.ERROR_QUERY, b"\n"]

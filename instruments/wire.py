@@ -9,7 +9,7 @@ from hil.instruments.exchange import Exchange, LostError
 from hil.instruments.resource import WireAddress, open_link
 from hil.instruments.tester import ArrayTester
 from hil.protocols import limits
-from hil.protocols.errors import InputError, LimitError, TesterError
+from hil.protocols.errors import InputError, TesterError
 from hil.protocols.messages import (
     Block,
     Capabilities,
@@ -96,8 +96,7 @@ class WireTester(ArrayTester):
     def mvm(self, region: Region, vectors: Vectors, direction: Direction, gain: int) -> Readings:
         self._check_open()
         c = self._capabilities
-        if region.handle >= len(self._regions) or self._regions[region.handle] is not region:
-            raise LimitError(f"region {region.handle} is not registered here")
+        limits.check_registered(self._regions, region)
         limits.check_vectors(c, region, vectors, direction, gain)
         limits.check_codes(c, max(int(vectors.codes.max()), -int(vectors.codes.min())))
         codes = np.ascontiguousarray(vectors.codes, c.dac_dtype)
@@ -120,7 +119,7 @@ class WireTester(ArrayTester):
     def update(self, region: Region, trains: PulseTrains) -> Receipt:
         self._check_open()
         if not self._capabilities.parallel_update:
-            raise LimitError("this array has no parallel update (capabilities: parallel_update is false)")
+            raise limits.no_parallel_update()
         seconds = len(trains.rows) * self._capabilities.durations.set_pulse
         return self._receipt(lambda op_id: Update(op_id, region.handle, trains), seconds)
 

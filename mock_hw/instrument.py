@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from hil.mock_hw.firmware import Firmware
+from hil.protocols import limits
 from hil.protocols.errors import HilError, LimitError
 from hil.protocols.messages import Identity, Vectors
 from hil.protocols.requests import (
@@ -79,6 +80,6 @@ def perform(firmware: Firmware, request: Request) -> Reply:
         case Wait(op_id, seconds):
             return firmware.wait(op_id, seconds)
         case Update():
-            raise LimitError("this array has no parallel update (capabilities: parallel_update is false)")
+            raise limits.no_parallel_update()
         case _:
             raise LimitError(f"{type(request).__name__} changes nothing")

@@ -6,7 +6,8 @@ from hil.instruments.tester import ArrayTester
 from hil.mock_hw import chipfile
 from hil.mock_hw.firmware import Firmware
 from hil.mock_hw.keeper import ChipFile
-from hil.protocols.errors import LimitError, TesterError
+from hil.protocols import limits
+from hil.protocols.errors import TesterError
 from hil.protocols.messages import (
     Block,
     Capabilities,
@@ -59,8 +60,7 @@ class TwinTester(ArrayTester):
 
     def mvm(self, region: Region, vectors: Vectors, direction: Direction, gain: int) -> Readings:
         firmware = self._open()
-        if region.handle >= len(self._regions) or self._regions[region.handle] is not region:
-            raise LimitError(f"region {region.handle} is not registered here")
+        limits.check_registered(self._regions, region)
         return firmware.mvm(firmware.last_op_id + 1, region.handle, vectors, direction, gain)
 
     def program(self, pulses: PulseBatch) -> Receipt:
@@ -69,7 +69,7 @@ class TwinTester(ArrayTester):
 
     def update(self, region: Region, trains: PulseTrains) -> Receipt:
         self._open()
-        raise LimitError("this array has no parallel update (capabilities: parallel_update is false)")
+        raise limits.no_parallel_update()
 
     def wait(self, seconds: float) -> Receipt:
         firmware = self._open()

@@ -50,6 +50,17 @@ def outside_chip(c: Capabilities, cells: Cells, index: int) -> LimitError:
     return LimitError(f"cell {where} (array, row, column) is outside the chip of {size}")
 
 
+def no_parallel_update() -> LimitError:
+    """The error for an update on an array that cannot do any."""
+    return LimitError("this array has no parallel update (capabilities: parallel_update is false)")
+
+
+def check_registered(regions: Sequence[Region], region: Region) -> None:
+    """That a region is one of a tester's, which stand at the place of their handle."""
+    if region.handle >= len(regions) or regions[region.handle] is not region:
+        raise LimitError(f"region {region.handle} is not registered here")
+
+
 def check_vectors(c: Capabilities, region: Region, vectors: Vectors, direction: Direction, gain: int) -> None:
     """Vectors for a product, but for the range of their codes: see `check_codes`."""
     expected, shape = region.inputs(direction), vectors.codes.shape

@@ -1,8 +1,10 @@
 """What the tests of hil/ share: small software chips, weights on them, short runs and their logs."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Thread
 from typing import Any, TypeVar
 
 import h5py
@@ -19,7 +21,9 @@ from hil.data.schema import OPERATIONS, STREAMS, Start
 from hil.instruments.tester import ArrayTester
 from hil.logsize import LogPlan
 from hil.mock_hw import chipfile
+from hil.mock_hw.faults import FaultPlan
 from hil.mock_hw.firmware import Firmware
+from hil.mock_hw.server import Server
 from hil.pairs import UNIT, DifferentialPairs
 from hil.protocols.errors import InputError, TesterError
 from hil.protocols.messages import (
@@ -36,6 +40,7 @@ from hil.protocols.messages import (
     TesterKind,
     Vectors,
 )
+from hil.serving import serving
 from hil.train import Job, Result, train
 
 Answer = TypeVar("Answer", Readings, Receipt)
@@ -267,3 +272,21 @@ def rig(monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
     monkeypatch.setattr(hil.resume, "connect", bench.connect)
     yield bench
     assert bench.connected == 0
+
+
+@contextmanager
+def _served(uri: str, where: tuple[str, int] | Path, plan: FaultPlan | None = None) -> Iterator[Server]:
+    with serving(uri, where, plan=plan) as line:
+        thread = Thread(target=line.run)
+        thread.start()
+        try:
+            yield line
+        finally:
+            line.stop()
+            thread.join()
+
+
+@pytest.fixture(scope="session")
+def served() -> Callable[..., AbstractContextManager[Server]]:
+    """Serves the twin of a URI in a thread, while it is entered: at a host and port, or at a pseudo terminal."""
+    return _served

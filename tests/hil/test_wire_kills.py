@@ -6,8 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -21,13 +21,14 @@ from hil.data.run import Run
 from hil.data.status import read_status
 from hil.instruments import link
 from hil.mock_hw import server
+from hil.mock_hw.server import Server
 from hil.replay import verify
 from hil.resume import resume
-from hil.serving import serving
 from hil.train import Job, train
 
 MakeJob = Callable[..., Job]
 LogOf = Callable[[Path], dict[str, npt.NDArray[Any]]]
+Serve = Callable[..., AbstractContextManager[Server]]
 CHIP = "arrays=2&rows=80&columns=256&seed=5"
 HIL = str(Path(sys.executable).with_name("hil"))
 QUICKLY = """
@@ -51,19 +52,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Serial lines fall silent sooner; their two times stay in order."""
     monkeypatch.setattr(link, "QUIET_S", 0.05)
     monkeypatch.setattr(server, "PARTIAL_S", 0.03)
-
-
-@contextmanager
-def served(uri: str, where: tuple[str, int] | Path) -> Iterator[str]:
-    """The URI of a served twin."""
-    with serving(uri, where) as line:
-        thread = Thread(target=line.run)
-        thread.start()
-        try:
-            yield line.uri
-        finally:
-            line.stop()
-            thread.join()
 
 
 def assert_same(path: Path, other: Path, log_of: LogOf) -> None:
@@ -92,7 +80,7 @@ def killed(path: Path, uri: str, settings: list[str], operations: int) -> None:
 
 
 def kill_and_resume(
-    make_job: MakeJob, log_of: LogOf, folder: Path, chip: str, where: str, codec: str, moments: list[int]
+    served: Serve, make_job: MakeJob, log_of: LogOf, folder: Path, chip: str, where: str, codec: str, moments: list[int]
 ) -> None:
     uri = f"twin:{chip}?{CHIP}"
     settings = {"train_images": 120, "epochs": 2}
@@ -100,7 +88,7 @@ def kill_and_resume(
     train(make_job(out=whole, tester=uri, **settings), Silent())
     options = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     with served(uri, ("127.0.0.1", 0) if where == "TCP" else folder / "tty") as line:
-        killed(path, f"{line}?codec={codec}", options, moments[0])
+        killed(path, f"{line.uri}?codec={codec}", options, moments[0])
         for moment in moments[1:]:
             resume_and_kill(path, moment)
         with Run.open(path) as run:
@@ -108,7 +96,7 @@ def kill_and_resume(
         if cut:
             assert not resume(path, Silent()).interrupted
         last = int(log_of(whole)["operations/op_id"][-1])
-        with connect(line, 1) as tester:
+        with connect(line.uri, 1) as tester:
             assert tester.wait(0.0).op_id == last + 1  # nothing was asked that the whole run has not asked
     assert_same(path, whole, log_of)
     assert verify(path, Silent()).identical
@@ -129,9 +117,16 @@ def resume_and_kill(path: Path, operations: int) -> None:
     [("pcm-analog", "TCP", "scpi", [300, 700]), ("pcm-90nm", "pty", "frames", [100, 200])],
 )
 def test_a_killed_run_on_a_served_twin_goes_on_to_the_same_end(
-    make_job: MakeJob, log_of: LogOf, tmp_path: Path, chip: str, where: str, codec: str, moments: list[int]
+    served: Serve,
+    make_job: MakeJob,
+    log_of: LogOf,
+    tmp_path: Path,
+    chip: str,
+    where: str,
+    codec: str,
+    moments: list[int],
 ) -> None:
-    kill_and_resume(make_job, log_of, tmp_path, chip, where, codec, moments)
+    kill_and_resume(served, make_job, log_of, tmp_path, chip, where, codec, moments)
 
 
 @pytest.mark.torture
@@ -139,10 +134,10 @@ def test_a_killed_run_on_a_served_twin_goes_on_to_the_same_end(
 @pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize(("chip", "where", "codec"), [("pcm-analog", "TCP", "frames"), ("pcm-90nm", "pty", "scpi")])
 def test_kills_at_any_moment(
-    make_job: MakeJob, log_of: LogOf, tmp_path: Path, chip: str, where: str, codec: str, seed: int
+    served: Serve, make_job: MakeJob, log_of: LogOf, tmp_path: Path, chip: str, where: str, codec: str, seed: int
 ) -> None:
     moments = sorted(np.random.default_rng(seed).integers(1, 900 if chip == "pcm-analog" else 300, 2).tolist())
-    kill_and_resume(make_job, log_of, tmp_path, chip, where, codec, moments)
+    kill_and_resume(served, make_job, log_of, tmp_path, chip, where, codec, moments)
 
 
 def serve(chip: str, port: int) -> tuple["subprocess.Popen[str]", str]:

@@ -1,8 +1,8 @@
 """The same run in process, over TCP and over a pseudo terminal, in both codecs, with and without faults."""
 
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -27,6 +27,7 @@ from hil.train import Job, train
 
 MakeJob = Callable[..., Job]
 LogOf = Callable[[Path], dict[str, npt.NDArray[Any]]]
+Serve = Callable[..., AbstractContextManager[Server]]
 SHORT: dict[str, Any] = {"train_images": 60, "epochs": 1}
 SMALL = "twin:pcm-analog?arrays=2&rows=80&columns=256&seed=5"
 SMALL_90NM = "twin:pcm-90nm?arrays=2&rows=80&columns=256&seed=5"
@@ -44,18 +45,6 @@ RECOVERABLE = (
     FaultRule("late", "reply", every=239, seconds=0.15),
     FaultRule("busy", every=103),
 )
-
-
-@contextmanager
-def served(uri: str, where: tuple[str, int] | Path, plan: FaultPlan | None = None) -> Iterator[Server]:
-    with serving(uri, where, plan=plan) as line:
-        thread = Thread(target=line.run)
-        thread.start()
-        try:
-            yield line
-        finally:
-            line.stop()
-            thread.join()
 
 
 @pytest.fixture(autouse=True)
@@ -96,7 +85,15 @@ class Silent:
 @pytest.mark.parametrize("where", ["TCP", "pty"])
 @pytest.mark.parametrize("chip", [SMALL, SMALL_90NM], ids=["analog", "serial"])
 def test_a_run_is_the_same_over_every_wire(
-    make_job: MakeJob, in_process: Any, log_of: LogOf, tmp_path: Path, chip: str, where: str, codec: str, faults: bool
+    served: Serve,
+    make_job: MakeJob,
+    in_process: Any,
+    log_of: LogOf,
+    tmp_path: Path,
+    chip: str,
+    where: str,
+    codec: str,
+    faults: bool,
 ) -> None:
     expected = in_process(make_job, chip)
     plan = FaultPlan(RECOVERABLE, 3) if faults else None
@@ -120,7 +117,7 @@ def test_a_run_is_the_same_over_every_wire(
     "resource", ["TCPIP0::127.0.0.1::{port}::SOCKET", "TCPIP::127.0.0.1::{port}::SOCKET?backend=@py"]
 )
 def test_a_visa_resource_string_is_all_that_is_needed(
-    make_job: MakeJob, in_process: Any, log_of: LogOf, tmp_path: Path, resource: str
+    served: Serve, make_job: MakeJob, in_process: Any, log_of: LogOf, tmp_path: Path, resource: str
 ) -> None:
     expected = in_process(make_job, SMALL)
     with served(SMALL, ("127.0.0.1", 0)) as line:
@@ -130,7 +127,9 @@ def test_a_visa_resource_string_is_all_that_is_needed(
         np.testing.assert_array_equal(log_of(tmp_path / "run.h5")[name], values, err_msg=name)
 
 
-def test_reboots_leave_operations_in_doubt_that_are_read_again_and_said(make_job: MakeJob, tmp_path: Path) -> None:
+def test_reboots_leave_operations_in_doubt_that_are_read_again_and_said(
+    served: Serve, make_job: MakeJob, tmp_path: Path
+) -> None:
     plan = FaultPlan((FaultRule("reboot", probability=0.05),), 3)
     with served(SMALL, ("127.0.0.1", 0), plan) as line:
         result = train(make_job(tester=f"{line.uri}?timeout=5", **SHORT), Silent())
@@ -175,7 +174,7 @@ class Stopper(Silent):
 @pytest.mark.parametrize("codec", ["scpi", "frames"])
 @pytest.mark.parametrize("how", ["Ctrl-C", "Ctrl-C twice", "error"])
 def test_however_a_run_ends_the_lines_are_grounded_and_its_file_is_whole(
-    make_job: MakeJob, log_of: LogOf, tmp_path: Path, how: str, codec: str
+    served: Serve, make_job: MakeJob, log_of: LogOf, tmp_path: Path, how: str, codec: str
 ) -> None:
     with served(SMALL, ("127.0.0.1", 0)) as line:
         assert grounded(line.uri)
