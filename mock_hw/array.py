@@ -2,16 +2,18 @@
 
 import numpy as np
 
-from hil.mock_hw import physics, products
+from hil.mock_hw import physics
 from hil.mock_hw.chips import ChipParameters
+from hil.mock_hw.matrix import Matrix
 from hil.mock_hw.normals import NormalSource
 from hil.mock_hw.parameters import PcmParameters
-from hil.mock_hw.tile import Tile
 from hil.protocols.limits import outside_chip
 from hil.protocols.messages import Cells, Codes, Direction, Operation, PulseBatch, Region
 
 STUCK_HIGH = 0.8
 """Conductance of a cell stuck in the SET state over `g_max`. CHOSEN."""
+PART = 1 << 20
+"""Cells that are made at a time, so that a large chip needs no more memory than it keeps."""
 NO_NORMALS = np.empty(0, np.float32)
 
 
@@ -29,12 +31,16 @@ class Chip:
         self.cells = fabricate(parameters.cell, count, rng)
         self.step_scale = _spread(1.0, parameters.cell.step_spread, count, rng)
         self.nu = _spread(parameters.cell.nu, parameters.cell.nu_spread if parameters.cell.drift else 0.0, count, rng)
+        self.carries = np.zeros(count, physics.CARRY)
         self._constants = physics.constants(parameters.cell)
         self.row_reads = np.zeros((parameters.arrays, parameters.rows), np.uint64)
         self.column_reads = np.zeros((parameters.arrays, parameters.columns), np.uint64)
         self.normals = NormalSource(operation)
         self.now_ns = 0
-        self._tiles: dict[int, list[Tile]] = {}
+        self._adc_top = 2 ** (parameters.adc_bits - 1) - 1
+        self._adc_dtype = np.dtype(np.int8 if parameters.adc_bits <= 8 else np.int16)
+        self._volt = parameters.read_voltage / (2 ** (parameters.dac_bits - 1) - 1)  # per DAC code
+        self._matrices: dict[int, Matrix] = {}
 
     def locate(self, cells: Cells) -> physics.I64:
         """Places of cells in the state, (n,); raises `LimitError` for a cell that the chip does not have."""
@@ -56,6 +62,7 @@ class Chip:
         normals = self.normals.take(len(flat)) if p.cell.read_noise else NO_NORMALS
         saturated = physics.read_cells(
             self.cells,
+            self.carries,
             self.nu,
             flat,
             self.now_ns,
@@ -78,74 +85,65 @@ class Chip:
         """Code of a cell read at 0 S."""
         return round(-self.parameters.read_floor / self.read_step)
 
-    def program(self, pulses: PulseBatch, flat: physics.I64) -> int:
-        """Apply pulses; returns how many met an end of the conductance range."""
+    def program(self, pulses: PulseBatch, flat: physics.I64, total: int) -> int:
+        """Apply `total` pulses to the cells at `flat`; returns how many met an end of the conductance range."""
         p, saturated = self.parameters.cell, 0
         if pulses.kind == Operation.SET:
-            normals = self.normals.take(int(pulses.counts.sum())) if p.programming_noise else NO_NORMALS
+            normals = self.normals.take(total) if p.programming_noise else NO_NORMALS
             saturated = physics.apply_set(
-                self.cells, self.step_scale, flat, pulses.counts, self.now_ns, normals, self._constants
+                self.cells, self.carries, self.step_scale, flat, pulses.counts, self.now_ns, normals, self._constants
             )
         else:
             normals = self.normals.take(len(flat)) if p.reset_noise else NO_NORMALS
-            physics.apply_reset(self.cells, flat, pulses.counts, self.now_ns, normals, self._constants)
-        for tiles in self._tiles.values():
-            for tile in tiles:
-                tile.touch(pulses.cells)
+            physics.apply_reset(self.cells, self.carries, flat, pulses.counts, self.now_ns, normals, self._constants)
+        for matrix in self._matrices.values():
+            matrix.touch(pulses.cells)
         return saturated
 
     def multiply(self, region: Region, codes: Codes, direction: Direction, full_scale: float) -> tuple[Codes, int]:
         """Product of DAC codes (batch, inputs) to ADC codes (batch, outputs) of +-`full_scale` (A), and how many
         saturated.
         """
-        capabilities = self.parameters
-        top = 2 ** (capabilities.adc_bits - 1) - 1
-        volt = capabilities.read_voltage / (2 ** (capabilities.dac_bits - 1) - 1)
-        shape = (len(codes), region.outputs(direction))
-        out = np.empty(shape, np.int8 if capabilities.adc_bits <= 8 else np.int16)
-        normals = self.normals.take(shape[0] * shape[1]) if capabilities.cell.read_noise else NO_NORMALS
-        normals = normals.reshape(-1, shape[1])
-        saturated = at = 0
-        for tile in self._tiles_of(region):
-            tile.follow_drift(self.now_ns)
-            saturated += tile.multiply(direction, codes, volt, normals, full_scale / top, top, out, at)
-            block = tile.block
-            if direction == Direction.FORWARD:
-                products.count_reads(codes, block.row_offset, block.rows, self.row_reads[block.array])
-                at += len(block.columns)
-            else:
-                for lines in (block.columns, block.partners):
-                    if lines is not None:
-                        products.count_reads(codes, block.column_offset, lines, self.column_reads[block.array])
-                at += len(block.rows)
+        out: Codes = np.empty((len(codes), region.outputs(direction)), self._adc_dtype)
+        normals = self.normals.take(out.size) if self.parameters.cell.read_noise else NO_NORMALS
+        matrix = self._matrices.get(region.handle) or self._matrix(region)
+        matrix.follow_drift(self.now_ns)
+        reads = self.row_reads if direction == Direction.FORWARD else self.column_reads
+        step = full_scale / self._adc_top
+        saturated = matrix.multiply(direction, codes, self._volt, normals, step, self._adc_top, out, reads)
         return out, saturated
 
     def forget_regions(self) -> None:
         """Drop what is kept ready for products: the next firmware numbers its regions from 0 again."""
-        self._tiles.clear()
+        self._matrices.clear()
 
     def forget_region(self, handle: int) -> None:
         """Drop what is kept ready for products with one region: it is to be another one."""
-        self._tiles.pop(handle, None)
+        self._matrices.pop(handle, None)
 
-    def _tiles_of(self, region: Region) -> list[Tile]:
-        if region.handle not in self._tiles:
-            p = self.parameters
-            self._tiles[region.handle] = [
-                Tile(block, p.rows, p.columns, self.cells, self.nu, self.now_ns, p.cell) for block in region.blocks
-            ]
-        return self._tiles[region.handle]
+    def count(self, what: str) -> physics.I64:
+        """How often each cell was pulsed or read: `set_count`, `reset_count` or `read_count`."""
+        return self.cells[what] + np.int64(256) * self.carries[what]
+
+    def _matrix(self, region: Region) -> Matrix:
+        matrix = Matrix(region.blocks, self.parameters, self.cells, self.nu, self.now_ns)
+        self._matrices[region.handle] = matrix
+        return matrix
 
 
 def fabricate(p: PcmParameters, count: int, rng: np.random.Generator) -> physics.Records:
     """The cells of a new chip, RESET once at time 0."""
     cells = np.zeros(count, physics.CELL)
-    normal = rng.standard_normal(count, np.float32) * p.reset_noise  # drawn in any case: what follows stays the same
-    cells["conductance"] = physics.reset_level(normal, physics.constants(p)[0])
-    if p.stuck_fraction:
-        cells["stuck"] = rng.random(count) < p.stuck_fraction
-        stuck = np.flatnonzero(cells["stuck"])
-        cells["conductance"][stuck] = np.where(rng.random(len(stuck)) < 0.5, p.g_min, STUCK_HIGH * p.g_max)
+    parts = [slice(start, start + PART) for start in range(0, count, PART)]
+    for part in parts:
+        g = cells["conductance"][part]
+        normal = rng.standard_normal(len(g), np.float32) * p.reset_noise  # drawn in any case: the rest stays the same
+        g[:] = physics.reset_level(normal, physics.constants(p)[0])
+    for part in parts if p.stuck_fraction else ():
+        stuck = cells["stuck"][part]
+        stuck[:] = rng.random(len(stuck)) < p.stuck_fraction
+    stuck = np.flatnonzero(cells["stuck"])
+    cells["conductance"][stuck] = np.where(rng.random(len(stuck)) < 0.5, p.g_min, STUCK_HIGH * p.g_max)
     return cells
 
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from hil.mock_hw import chips
 from hil.mock_hw.array import Chip
 from hil.mock_hw.firmware import Firmware, fingerprint
-from hil.mock_hw.physics import CELL
+from hil.mock_hw.physics import CARRY, CELL
 from hil.protocols.errors import InputError, StorageError
 from hil.protocols.messages import Identity, Operation, Readings, Receipt, Status
 
@@ -92,11 +92,23 @@ def _write(file: h5py.File, firmware: Firmware, identity: Identity) -> None:
 
 
 def _arrays_of(chip: Chip) -> dict[str, npt.NDArray[Any]]:
-    """Views of all arrays that make up the chip's state."""
+    """All arrays that make up the chip's state; counts whole."""
     arrays: dict[str, npt.NDArray[Any]] = {name: chip.cells[name] for name in CELL.names or ()}
+    for name in CARRY.names or ():
+        arrays[name] = chip.count(name).astype(np.uint32)
     for name in ("step_scale", "nu", "row_reads", "column_reads"):
         arrays[name] = vars(chip)[name]
     return arrays
+
+
+def _set_array(chip: Chip, name: str, values: npt.NDArray[Any]) -> None:
+    """Take up what `_arrays_of` gave."""
+    if name in (CARRY.names or ()):
+        chip.cells[name], chip.carries[name] = values & 255, values >> 8
+    elif name in (CELL.names or ()):
+        chip.cells[name] = values
+    else:
+        vars(chip)[name][...] = values
 
 
 def _plain(value: Any) -> Any:
@@ -112,11 +124,11 @@ def _arrays(value: dict[str, Any]) -> Any:
 def _read(file: h5py.File) -> tuple[Firmware, str, str]:
     about = json.loads(file["about"][()], object_hook=_arrays)
     chip = Chip(chips.from_json(about["parameters"]), np.random.SeedSequence(0))
-    for name, view in _arrays_of(chip).items():
+    for name, values in _arrays_of(chip).items():
         stored = file[f"arrays/{name}"]
-        if stored.shape != view.shape or stored.dtype != view.dtype:
-            raise ValueError(f"arrays/{name} is {stored.dtype} {stored.shape}, expected {view.dtype} {view.shape}")
-        view[...] = stored[()]
+        if stored.shape != values.shape or stored.dtype != values.dtype:
+            raise ValueError(f"arrays/{name} is {stored.dtype} {stored.shape}, expected {values.dtype} {values.shape}")
+        _set_array(chip, name, stored[()])
     chip.normals.restore(about["normals"])
     chip.now_ns = about["now_ns"]
     firmware = Firmware(chip)

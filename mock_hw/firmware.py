@@ -114,21 +114,21 @@ class Firmware:
         """SET or RESET pulses. Power may fail after the first so many cells: then it boots, and raises
         `CutShortError`.
         """
-        self._check_pulses(pulses)
+        total = self._check_pulses(pulses)
         flat = self._locate(pulses.cells)
-        total = int(pulses.counts.sum())
         durations = self.capabilities.durations
         duration = durations.set_pulse if pulses.kind == Operation.SET else durations.reset_pulse
 
         def run() -> Receipt:
             self._spend(total, duration)
-            saturated = self.chip.program(pulses, flat)
+            saturated = self.chip.program(pulses, flat, total)
             return Receipt(op_id, self.chip.now_ns, Status.COMPLETE, total, saturated)
 
         def run_in_part() -> Receipt:
-            part = slice(power_fails_after)
-            self._spend(int(pulses.counts[part].sum()), duration)
-            self.chip.program(pulses[part], flat[part])
+            part = pulses[:power_fails_after]
+            count = int(part.counts.sum())
+            self._spend(count, duration)
+            self.chip.program(part, flat[:power_fails_after], count)
             self.boot()
             raise CutShortError("power failed")
 
@@ -180,7 +180,8 @@ class Firmware:
         limits.check_codes(self.capabilities, largest(vectors.codes))
         return np.ascontiguousarray(vectors.codes, self.capabilities.dac_dtype)
 
-    def _check_pulses(self, pulses: PulseBatch) -> None:
+    def _check_pulses(self, pulses: PulseBatch) -> int:
+        """How many pulses there are; raises `LimitError` where they cannot be sent."""
         limits.check_pulses(self.capabilities, pulses)
         total = int(pulses.counts.sum())
         if total > MOST_PULSES:
@@ -189,8 +190,9 @@ class Firmware:
             )
         c = self.capabilities
         nominal = c.set_pulse if pulses.kind == Operation.SET else c.reset_pulse
-        if pulses.shape != nominal:
+        if pulses.shape is not nominal and pulses.shape != nominal:
             raise LimitError(f"the twin has no data for a {pulses.kind.name} pulse of {pulses.shape}; only {nominal}")
+        return total
 
 
 def fingerprint(content: Any) -> int:

@@ -5,10 +5,10 @@ constants as a record (`constants`). The loops go over the cells of a batch in o
 is pulsed twice. All compiled code that calls a formula is in this file, because the compiler's cache on disk follows
 changes of the caller's file only.
 
-A tile keeps, for one block of a region, the weight and the noise variance of each crossing ready for products. Each of
-its cells belongs to an age class, and all cells of a class drift by the one factor of the class's middle age. The cells
-of a class form a list ordered by the time of their last pulse, so that those that have outgrown the class are always at
-its head.
+A matrix keeps, for the crossings of a region's lines, the weight and the noise variance ready for products. Each device
+belongs to an age class, and all devices of a class drift by the factor of the class's middle age. A group of crossings
+knows when the first of its devices will outgrow its class, and a word line when the first of its groups is due: what is
+not due is not looked at.
 """
 
 from typing import Any
@@ -21,42 +21,48 @@ from hil.mock_hw.parameters import PcmParameters
 from hil.protocols.messages import Codes
 
 F32 = npt.NDArray[np.float32]
+Classes = npt.NDArray[np.unsignedinteger[Any]]
 U16 = npt.NDArray[np.uint16]
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 Records = npt.NDArray[np.void]
 
-NONE = -1  # no cell: the end of a list, a line that is not on a tile
-NEVER = np.iinfo(np.int64).max // 2
+Crossings = tuple[F32, F32, Classes, Records, Records, U16, Records, F32]
+"""A matrix: weight and variance (crossings,), age class of each device, the classes (AGE_CLASS), its word lines
+(WORD_LINE), the bit lines of the devices of each block, the chip's cells (CELL) and drift exponents."""
 
-# One record per cell, so that a pulse touches one line of the processor's cache.
+NONE = -1  # a line that is not in a block
+NEVER = np.iinfo(np.int64).max // 2
+GROUP = 16  # crossings of a word line that are due together
+
+# One record per cell, so that a pulse touches one line of the processor's cache; packed, as there may be 10^8.
 CELL = np.dtype(
     [
         ("pulsed_ns", np.int64),  # device time of the last pulse
         ("conductance", np.float32),  # S, undrifted: at t0 after the last pulse
-        ("set_count", np.uint32),  # SET pulses ever
-        ("reset_count", np.uint32),  # RESET pulses ever
-        ("read_count", np.uint32),  # single reads ever
         ("since_reset", np.uint16),  # SET pulses since the last RESET; stays at 65535
         ("stuck", np.bool_),  # no pulse changes the cell
+        ("set_count", np.uint8),  # SET pulses ever, modulo 256
+        ("reset_count", np.uint8),  # RESET pulses ever, modulo 256
+        ("read_count", np.uint8),  # single reads ever, modulo 256
+    ]
+)
+# How often each count of a cell has passed 256: memory that is not taken up before it is written to.
+CARRY = np.dtype([("set_count", np.uint32), ("reset_count", np.uint32), ("read_count", np.uint32)])
+WORD_LINE = np.dtype(
+    [
+        ("base", np.int64),  # place on the chip of the line's first cell
+        ("start", np.int64),  # its first crossing in the matrix
+        ("lines", np.int32),  # where the bit lines of its devices begin, in `lines`
+        ("columns", np.int32),  # its crossings
     ],
     align=True,
-)
-MEMBER = np.dtype(
-    [
-        ("flat", np.int32),  # the cell's place on the chip
-        ("following", np.int32),  # next in the list of its age class
-        ("preceding", np.int32),
-        ("age_class", np.int32),
-    ]
 )
 AGE_CLASS = np.dtype(
     [
         ("end_ns", np.int64),  # first age beyond the class
         ("middle", np.float64),  # s, the age that stands for it
         ("factor", np.float64),  # drift factor at that age, where all cells have the same exponent
-        ("head", np.int32),  # the member pulsed longest ago
-        ("tail", np.int32),  # the member pulsed last
     ],
     align=True,
 )
@@ -115,7 +121,14 @@ def locate(array: U16, row: U16, column: U16, arrays: int, rows: int, columns: i
 
 @njit(cache=True)
 def apply_set(
-    cells: Records, step_scale: F32, flat: I64, counts: U16, now_ns: int, normals: F32, parameters: Records
+    cells: Records,
+    carries: Records,
+    step_scale: F32,
+    flat: I64,
+    counts: U16,
+    now_ns: int,
+    normals: F32,
+    parameters: Records,
 ) -> int:
     """Send `counts[i]` SET pulses to cell `flat[i]`, in order; returns how many met an end of the conductance range.
 
@@ -127,7 +140,10 @@ def apply_set(
     drawn = 0
     for i in range(flat.size):
         cell = cells[flat[i]]
-        cell.set_count += counts[i]
+        count = cell.set_count + np.int64(counts[i])
+        cell.set_count = count & 255
+        if count > 255:
+            carries[flat[i]].set_count += count >> 8
         if cell.stuck:
             drawn += counts[i]
             continue
@@ -149,14 +165,19 @@ def apply_set(
 
 
 @njit(cache=True)
-def apply_reset(cells: Records, flat: I64, counts: U16, now_ns: int, normals: F32, parameters: Records) -> None:
+def apply_reset(
+    cells: Records, carries: Records, flat: I64, counts: U16, now_ns: int, normals: F32, parameters: Records
+) -> None:
     """Send `counts[i]` RESET pulses to cell `flat[i]`; only the last one decides where it ends. One normal per entry,
     or none.
     """
     p = parameters[0]
     for i in range(flat.size):
         cell = cells[flat[i]]
-        cell.reset_count += counts[i]
+        count = cell.reset_count + np.int64(counts[i])
+        cell.reset_count = count & 255
+        if count > 255:
+            carries[flat[i]].reset_count += count >> 8
         if cell.stuck:
             continue
         cell.conductance = reset_level(np.float64(normals[i]) if normals.size else 0.0, p)
@@ -167,6 +188,7 @@ def apply_reset(cells: Records, flat: I64, counts: U16, now_ns: int, normals: F3
 @njit(cache=True)
 def read_cells(
     cells: Records,
+    carries: Records,
     nu: F32,
     flat: I64,
     now_ns: int,
@@ -186,7 +208,10 @@ def read_cells(
     saturated = 0
     for i in range(flat.size):
         cell = cells[flat[i]]
-        cell.read_count += 1
+        count = cell.read_count + np.int64(1)
+        cell.read_count = count & 255
+        if count > 255:
+            carries[flat[i]].read_count += 1
         g = np.float64(cell.conductance)
         if p.drift:
             exponent = np.float64(nu[flat[i] if nu.size > 1 else 0])
@@ -201,36 +226,7 @@ def read_cells(
     return saturated
 
 
-@njit(cache=True)
-def _unlink(members: Records, classes: Records, index: int) -> None:
-    member = members[index]
-    group = classes[member.age_class]
-    if group.head == index:  # the new head's `preceding` is left stale: nobody looks at it
-        group.head = member.following
-        if group.head == NONE:
-            group.tail = NONE
-        return
-    members[member.preceding].following = member.following
-    if group.tail == index:
-        group.tail = member.preceding
-    else:
-        members[member.following].preceding = member.preceding
-
-
-@njit(cache=True)
-def _append(members: Records, classes: Records, index: int, k: int) -> None:
-    member, last = members[index], classes[k].tail
-    member.age_class = k
-    member.preceding = last
-    member.following = NONE
-    if last == NONE:
-        classes[k].head = index
-    else:
-        members[last].following = index
-    classes[k].tail = index
-
-
-@njit(cache=True)
+@njit(inline="always")
 def _class_of(classes: Records, age_ns: int, k: int) -> int:
     """The class of an age, which is `k` or an older one."""
     while age_ns >= classes[k].end_ns:
@@ -238,121 +234,120 @@ def _class_of(classes: Records, age_ns: int, k: int) -> int:
     return k
 
 
-@njit(cache=True)
-def _drifted(cells: Records, nu: F32, member: Any, classes: Records, p: Any) -> Any:
-    g = np.float64(cells[member.flat].conductance)
+@njit(inline="always")
+def _drifted(cells: Records, nu: F32, flat: int, k: int, classes: Records, p: Any) -> Any:
+    g = np.float64(cells[flat].conductance)
     if nu.size > 1:
-        return g * drift_factor(classes[member.age_class].middle, np.float64(nu[member.flat]), p)
-    return g * classes[member.age_class].factor
+        return g * drift_factor(classes[k].middle, np.float64(nu[flat]), p)
+    return g * classes[k].factor
 
 
-@njit(cache=True)
-def _recompute(
-    weight: F32, variance: F32, members: Records, classes: Records, cells: Records, nu: F32, crossing: int, p: Any
-) -> None:
-    """Weight and variance of one crossing, from its one device or its two."""
-    columns = weight.shape[1]
-    devices = members.size // weight.size
-    g = _drifted(cells, nu, members[crossing * devices], classes, p)
-    total, spread = g, read_spread(g, p) ** 2
-    if devices == 2:
-        g = _drifted(cells, nu, members[crossing * devices + 1], classes, p)
-        total -= g
+@njit(inline="always")
+def _recompute(crossings: Crossings, line: Any, j: int, p: Any) -> None:
+    """Weight and variance of a word line's crossing `j`, from its one device or its two."""
+    weight, variance, age_class, classes, _, lines, cells, nu = crossings
+    devices = age_class.size // weight.size
+    crossing = line.start + j
+    total = spread = 0.0
+    sign = 1.0
+    for i in range(devices):
+        flat = line.base + lines[line.lines + devices * j + i]
+        g = _drifted(cells, nu, flat, age_class[devices * crossing + i], classes, p)
+        total += sign * g
         spread += read_spread(g, p) ** 2
-    weight[crossing // columns, crossing % columns] = total
-    variance[crossing // columns, crossing % columns] = spread
+        sign = -1.0
+    weight[crossing] = total
+    variance[crossing] = spread
 
 
 @njit(cache=True)
-def fill(
-    weight: F32,
-    variance: F32,
-    members: Records,
-    classes: Records,
-    cells: Records,
-    nu: F32,
-    order: I64,
-    now_ns: int,
-    parameters: Records,
-) -> None:
-    """Build lists, weights and variances from the chip's cells; `order` names all members by the time of their last
-    pulse.
-    """
-    for k in range(classes.size):
-        classes[k].head = NONE
-        classes[k].tail = NONE
-    for index in order:
-        _append(members, classes, index, _class_of(classes, now_ns - cells[members[index].flat].pulsed_ns, 0))
-    for crossing in range(weight.size):
-        _recompute(weight, variance, members, classes, cells, nu, crossing, parameters[0])
+def fill(crossings: Crossings, now_ns: int, parameters: Records) -> None:
+    """Age classes, weights and variances from the chip's cells."""
+    weight, _, age_class, classes, word_lines, lines, cells, _ = crossings
+    devices = age_class.size // weight.size
+    for line in word_lines:
+        for i in range(devices * line.columns):
+            age_ns = now_ns - cells[line.base + lines[line.lines + i]].pulsed_ns
+            age_class[devices * line.start + i] = _class_of(classes, age_ns, 0)
+        for j in range(line.columns):
+            _recompute(crossings, line, j, parameters[0])
 
 
 @njit(cache=True)
 def touch(
-    weight: F32,
-    variance: F32,
-    members: Records,
-    classes: Records,
-    cells: Records,
-    nu: F32,
-    row_of: I32,
-    line_of: I32,
-    array: int,
+    crossings: Crossings,
+    due: tuple[I64, I64],
+    places: tuple[I32, I32, I32],
     arrays: U16,
     rows: U16,
     columns: U16,
     parameters: Records,
-) -> None:
-    """Take up cells that were just pulsed: those of the batch that lie on this tile, in `array`, start again as the
-    youngest.
+) -> int:
+    """Take up cells that were just pulsed: those of the batch that are in the matrix start again as the youngest.
 
-    `row_of` and `line_of` give the tile's row on each word line and its device line on each bit line of the array, or
-    -1.
+    `places` are the blocks on each array, (arrays, most) or NONE, and for each block its word line in the matrix on
+    each word line of the array, and its device on each bit line, or NONE. Returns when the first of the cells will have
+    outgrown its class.
     """
-    devices = members.size // weight.size
-    lines = members.size // weight.shape[0]
+    weight, _, age_class, classes, word_lines, _, cells, _ = crossings
+    group_due, line_due = due
+    blocks, row_of, device_of = places
+    devices = age_class.size // weight.size
+    first = np.int64(NEVER)
     for n in range(rows.size):
-        if arrays[n] != array:
-            continue
-        row, line = row_of[rows[n]], line_of[columns[n]]
-        if row == NONE or line == NONE:
-            continue
-        index = row * lines + line
-        if cells[members[index].flat].stuck:
-            continue
-        _unlink(members, classes, index)
-        _append(members, classes, index, 0)
-        _recompute(weight, variance, members, classes, cells, nu, index // devices, parameters[0])
+        for block in blocks[arrays[n]]:
+            if block == NONE or row_of[block, rows[n]] == NONE or device_of[block, columns[n]] == NONE:
+                continue
+            r, device = row_of[block, rows[n]], device_of[block, columns[n]]
+            line = word_lines[r]
+            cell = cells[line.base + columns[n]]
+            if cell.stuck:
+                continue
+            age_class[devices * line.start + device] = 0
+            _recompute(crossings, line, device // devices, parameters[0])
+            end_ns = cell.pulsed_ns + classes[0].end_ns
+            group = device // devices // GROUP
+            group_due[r, group] = min(group_due[r, group], end_ns)
+            line_due[r] = min(line_due[r], end_ns)
+            first = min(first, end_ns)
+    return first  # type: ignore[return-value]
+
+
+@njit(inline="always")
+def _age_group(crossings: Crossings, line: Any, group: int, now_ns: int, p: Any) -> int:
+    """Move the devices of a group that have outgrown their class; returns when the next one will."""
+    weight, _, age_class, classes, _, lines, cells, _ = crossings
+    devices = age_class.size // weight.size
+    due = np.int64(NEVER)
+    for j in range(GROUP * group, min(GROUP * (group + 1), line.columns)):
+        moved = False
+        for i in range(devices * j, devices * (j + 1)):
+            index = devices * line.start + i
+            pulsed_ns = cells[line.base + lines[line.lines + i]].pulsed_ns
+            k = np.int64(age_class[index])
+            if now_ns - pulsed_ns >= classes[k].end_ns:
+                k = np.int64(_class_of(classes, now_ns - pulsed_ns, int(k)))
+                age_class[index] = k
+                moved = True
+            due = min(due, pulsed_ns + classes[k].end_ns)
+        if moved:
+            _recompute(crossings, line, j, p)
+    return due  # type: ignore[return-value]
 
 
 @njit(cache=True)
-def age(
-    weight: F32,
-    variance: F32,
-    members: Records,
-    classes: Records,
-    cells: Records,
-    nu: F32,
-    now_ns: int,
-    parameters: Records,
-) -> int:
-    """Move the cells that have outgrown their age class; returns the device time at which the next one will.
-
-    Oldest class first: a cell that skips classes then lands behind all older cells of its new class.
-    """
-    devices = members.size // weight.size
-    for k in range(classes.size - 2, -1, -1):
-        index = classes[k].head
-        while index != NONE:
-            age_ns = now_ns - cells[members[index].flat].pulsed_ns
-            if age_ns < classes[k].end_ns:
-                break
-            _unlink(members, classes, index)
-            _append(members, classes, index, _class_of(classes, age_ns, k))
-            _recompute(weight, variance, members, classes, cells, nu, index // devices, parameters[0])
-            index = classes[k].head
-    due = np.int64(NEVER)
-    for k in range(classes.size - 1):
-        if classes[k].head != NONE:
-            due = min(due, cells[members[classes[k].head].flat].pulsed_ns + classes[k].end_ns)
-    return due  # type: ignore[return-value]
+def age(crossings: Crossings, due: tuple[I64, I64], now_ns: int, parameters: Records) -> int:
+    """Move the devices that have outgrown their age class; returns the device time at which the next one will."""
+    word_lines = crossings[4]
+    group_due, line_due = due
+    first = np.int64(NEVER)
+    for r in range(line_due.size):
+        if now_ns >= line_due[r]:
+            line, next_ns = word_lines[r], np.int64(NEVER)
+            for group in range(-(-line.columns // GROUP)):
+                if now_ns >= group_due[r, group]:
+                    group_due[r, group] = _age_group(crossings, line, group, now_ns, parameters[0])
+                next_ns = min(next_ns, group_due[r, group])
+            line_due[r] = next_ns
+        first = min(first, line_due[r])
+    return first  # type: ignore[return-value]

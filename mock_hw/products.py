@@ -1,7 +1,13 @@
-"""Compiled matrix-vector products of a tile, with read noise drawn on the outputs.
+"""Compiled matrix-vector products of a region, with read noise drawn on the outputs.
 
 The noise of an output is Gaussian with the variance that its cells' read noises add up to: the same distribution as
 drawing each cell's, at a fraction of the cost. It is never clamped before the converter.
+
+Each block converts its own outputs. `weight` and `variance` (crossings,) hold the blocks one after the other, and so
+does `lines` the numbers of the lines that are driven. `codes` (batch, inputs); `volt` is V per DAC code, `step` A per
+ADC code; `out` (batch, outputs) and as many `normals`, flat, or none without read noise. Lines without input cost
+nothing; those with input are counted in `reads` (arrays, lines). The number of outputs that met an end of the
+converter's range is returned.
 """
 
 import numpy as np
@@ -11,6 +17,24 @@ from numba import njit
 from hil.protocols.messages import Codes
 
 F32 = npt.NDArray[np.float32]
+U16 = npt.NDArray[np.uint16]
+U64 = npt.NDArray[np.uint64]
+Records = npt.NDArray[np.void]
+
+BLOCK = np.dtype(
+    [
+        ("start", np.int64),  # its first crossing
+        ("first_row", np.int32),  # its first word line
+        ("first_line", np.int32),  # its first bit line
+        ("rows", np.int32),  # word lines
+        ("columns", np.int32),  # outputs forward, inputs backward
+        ("devices", np.int32),  # bit lines of each of these
+        ("array", np.int32),
+        ("row_offset", np.int32),  # its first input forward
+        ("column_offset", np.int32),  # its first input backward
+    ],
+    align=True,
+)
 
 # Sums may be reassociated so that they vectorise; no value is assumed finite.
 FAST = {"reassoc", "contract", "nsz"}
@@ -27,47 +51,56 @@ def to_code(current: float, step: float, top: int) -> tuple[int, int]:
     return np.int64(code), 0  # type: ignore[return-value]
 
 
+@njit(cache=True)
+def _count_reads(codes: Codes, first: int, lines: U16, devices: int, reads: U64) -> None:
+    """Add to the counts of the lines the vectors of the batch that drove them: those with a code other than 0."""
+    for b in range(codes.shape[0]):
+        for i in range(lines.size):
+            reads[lines[i]] += np.uint64(codes[b, first + i // devices] != 0)
+
+
 @njit(cache=True, fastmath=FAST, error_model="numpy")
 def forward(
     weight: F32,
     variance: F32,
+    blocks: Records,
+    lines: U16,
     codes: Codes,
-    first: int,
     volt: float,
     normals: F32,
     step: float,
     top: int,
     out: Codes,
-    at: int,
+    reads: U64,
 ) -> int:
-    """Word lines to bit lines; returns how many outputs met an end of the converter's range.
-
-    `codes` (batch, inputs), of which this tile takes (R,) from `first` on; `out` (batch, outputs), of which it gives
-    (C,) from `at` on; `volt` is V per DAC code, `step` A per ADC code; `normals` as `out`, or empty without read noise.
-    Lines without input cost nothing.
-    """
-    rows, columns = weight.shape
-    total = np.empty(columns, np.float32)
-    spread = np.empty(columns, np.float32)
-    saturated = 0
-    for b in range(codes.shape[0]):
-        total[:] = 0
-        spread[:] = 0
-        for i in range(rows):
-            if codes[b, first + i] == 0:
-                continue
-            v = np.float32(codes[b, first + i] * volt)
-            for j in range(columns):
-                total[j] += v * weight[i, j]
-            if normals.size:
+    """Word lines to bit lines."""
+    saturated = at = 0
+    for block in blocks:
+        rows, columns, first = block.rows, block.columns, block.row_offset
+        crossings = slice(block.start, block.start + rows * columns)
+        w, s = weight[crossings].reshape(rows, columns), variance[crossings].reshape(rows, columns)
+        _count_reads(codes, first, lines[block.first_row : block.first_row + rows], 1, reads[block.array])
+        total, spread = np.empty(columns, np.float32), np.empty(columns, np.float32)
+        for b in range(codes.shape[0]):
+            total[:] = 0
+            spread[:] = 0
+            for i in range(rows):
+                code = codes[b, first + i]
+                if code == 0:
+                    continue
+                v = np.float32(code * volt)
                 for j in range(columns):
-                    spread[j] += v * v * variance[i, j]
-        for j in range(columns):
-            current = np.float64(total[j])
-            if normals.size:
-                current += np.sqrt(spread[j]) * normals[b, at + j]
-            out[b, at + j], met = to_code(current, step, top)
-            saturated += met
+                    total[j] += v * w[i, j]
+                if normals.size:
+                    for j in range(columns):
+                        spread[j] += v * v * s[i, j]
+            for j in range(columns):
+                current = np.float64(total[j])
+                if normals.size:
+                    current += np.sqrt(spread[j]) * normals[b * out.shape[1] + at + j]
+                out[b, at + j], met = to_code(current, step, top)
+                saturated += met
+        at += columns
     return saturated
 
 
@@ -75,44 +108,42 @@ def forward(
 def backward(
     weight: F32,
     variance: F32,
+    blocks: Records,
+    lines: U16,
     codes: Codes,
-    first: int,
     volt: float,
     normals: F32,
     step: float,
     top: int,
     out: Codes,
-    at: int,
+    reads: U64,
 ) -> int:
-    """Bit lines to word lines: takes (C,) from `first` on and gives (R,) from `at` on; otherwise as `forward`."""
-    rows, columns = weight.shape
-    v = np.empty(columns, np.float32)
-    saturated = 0
-    for b in range(codes.shape[0]):
-        for j in range(columns):
-            v[j] = codes[b, first + j] * volt
-        for i in range(rows):
-            total = np.float32(0)
-            spread = np.float32(0)
+    """Bit lines to word lines."""
+    saturated = at = 0
+    for block in blocks:
+        rows, columns, first = block.rows, block.columns, block.column_offset
+        crossings = slice(block.start, block.start + rows * columns)
+        w, s = weight[crossings].reshape(rows, columns), variance[crossings].reshape(rows, columns)
+        driven = lines[block.first_line : block.first_line + columns * block.devices]
+        _count_reads(codes, first, driven, block.devices, reads[block.array])
+        v = np.empty(columns, np.float32)
+        for b in range(codes.shape[0]):
             for j in range(columns):
-                total += v[j] * weight[i, j]
-            if normals.size:
+                v[j] = codes[b, first + j] * volt
+            for i in range(rows):
+                total = spread = np.float32(0)
                 for j in range(columns):
-                    spread += v[j] * v[j] * variance[i, j]
-            current = np.float64(total)
-            if normals.size:
-                current += np.sqrt(spread) * normals[b, at + i]
-            out[b, at + i], met = to_code(current, step, top)
-            saturated += met
+                    total += v[j] * w[i, j]
+                if normals.size:
+                    for j in range(columns):
+                        spread += v[j] * v[j] * s[i, j]
+                current = np.float64(total)
+                if normals.size:
+                    current += np.sqrt(spread) * normals[b * out.shape[1] + at + i]
+                out[b, at + i], met = to_code(current, step, top)
+                saturated += met
+        at += rows
     return saturated
-
-
-@njit(cache=True)
-def count_reads(codes: Codes, first: int, lines: npt.NDArray[np.uint16], reads: npt.NDArray[np.uint64]) -> None:
-    """Add to each driven line's count the vectors of the batch that drove it: those with a code other than 0."""
-    for b in range(codes.shape[0]):
-        for i in range(lines.size):
-            reads[lines[i]] += codes[b, first + i] != 0
 
 
 @njit(cache=True)

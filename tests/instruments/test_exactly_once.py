@@ -175,7 +175,7 @@ def test_a_reboot_in_mid_batch_leaves_an_uncertain_receipt_and_no_pulse_is_sent_
 ) -> None:
     bench = make_bench(codec)
     bench.tester.register([BLOCK])
-    before = bench.firmware.chip.cells["set_count"].copy()
+    before = bench.firmware.chip.count("set_count")
     original = bench.firmware.program
     monkeypatch.setattr(
         bench.firmware,
@@ -186,7 +186,7 @@ def test_a_reboot_in_mid_batch_leaves_an_uncertain_receipt_and_no_pulse_is_sent_
     receipt = program(bench)
     assert (receipt.status, receipt.op_id) == (Status.UNKNOWN, 1)
     monkeypatch.undo()
-    sent = bench.firmware.chip.cells["set_count"] - before
+    sent = bench.firmware.chip.count("set_count") - before
     assert sent.sum() == [0, 3, 4, 6][done]
     assert multiply(bench).status == Status.COMPLETE  # its regions were told again
     assert program(bench).op_id == 3
@@ -226,7 +226,7 @@ def test_a_tester_that_keeps_no_replies_is_never_asked_twice_for_pulses(
         object.__setattr__(bench.tester.capabilities(), "exactly_once", False)
         bench.line.damage[where] = lambda m: []
         assert program(bench).status == Status.UNKNOWN
-        assert bench.firmware.chip.cells["set_count"].sum() == (0 if where == "request" else 6)
+        assert bench.firmware.chip.count("set_count").sum() == (0 if where == "request" else 6)
         assert program(bench).status == Status.COMPLETE
 
 
@@ -307,7 +307,7 @@ def test_threads_may_share_a_driver(make_bench: Any, codec: str) -> None:
     for thread in threads:
         thread.join()
     assert sorted(answer.op_id for answer in answers) == list(range(1, 241))
-    assert bench.firmware.chip.cells["set_count"].sum() == 80 * 6
+    assert bench.firmware.chip.count("set_count").sum() == 80 * 6
 
 
 @BOTH_CODECS

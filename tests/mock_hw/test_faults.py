@@ -221,7 +221,7 @@ class TestTheTester:
             again = reply_of(program, bench.frame(program))
             assert isinstance(again, Failure)
             assert again.code == Fault.CUT_SHORT
-            pulsed = np.flatnonzero(bench.firmware.chip.cells["set_count"])
+            pulsed = np.flatnonzero(bench.firmware.chip.count("set_count"))
             assert list(pulsed) == list(bench.firmware.chip.locate(CELLS)[: len(pulsed)])
             done.append(len(pulsed))
         assert len(set(done)) > 3

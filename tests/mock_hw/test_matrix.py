@@ -1,4 +1,4 @@
-"""Products of a tile: lazy drift, age lists, noise on the outputs, converters; all against the plain sum over cells."""
+"""Products of a region: lazy drift, noise on the outputs, converters; all against the plain sum over cells."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,7 @@ from scipy import stats
 
 from hil.mock_hw import physics, products
 from hil.mock_hw.array import Chip
-from hil.mock_hw.tile import DRIFT_BOUND, Tile, age_classes
+from hil.mock_hw.matrix import DRIFT_BOUND, Matrix, age_classes
 from hil.protocols.messages import Block, Cells, Direction, Operation, PulseBatch, Readout, Region
 
 MakeChip = Callable[..., Chip]
@@ -24,6 +24,9 @@ ROWS = np.array([7, 0, 63, 12, 13, 14, 40, 41], np.uint16)
 LINES = np.array([30, 2, 9, 31, 0, 17], np.uint16)
 SINGLE = Block(1, ROWS, LINES, None, 0, 0)
 PAIRS = Block(1, ROWS, LINES[:3], LINES[3:], 0, 0)
+OTHER = Block(0, ROWS[3:5], LINES[:3], LINES[3:], 0, 3)
+BESIDE = Block(1, ROWS[:4], np.array([5, 2], np.uint16), np.array([20, 31], np.uint16), 2, 3)
+"""Of another array, and on word lines that another block has as well, with a pair that it has too."""
 DRIFTING: dict[str, dict[str, Any]] = {
     "equal exponents": {},
     "a steep exponent": {"nu": 0.12},
@@ -32,9 +35,13 @@ DRIFTING: dict[str, dict[str, Any]] = {
 }
 
 
-def tile_of(chip: Chip, block: Block) -> Tile:
-    p = chip.parameters
-    return Tile(block, p.rows, p.columns, chip.cells, chip.nu, chip.now_ns, p.cell)
+def matrix_of(chip: Chip, *blocks: Block) -> Matrix:
+    return Matrix(blocks, chip.parameters, chip.cells, chip.nu, chip.now_ns)
+
+
+def weights(matrix: Matrix) -> Values:
+    """Of a matrix of one of the blocks."""
+    return matrix.weight.reshape(len(ROWS), -1)
 
 
 def device_cells(chip: Chip, block: Block) -> physics.I64:
@@ -54,7 +61,7 @@ def exact(chip: Chip, block: Block) -> Values:
     return np.asarray(g * (np.maximum(age, 1e-6) / 38.6) ** -nu.astype(np.float64))
 
 
-def pulse_some(chip: Chip, rng: np.random.Generator, tiles: list[Tile]) -> None:
+def pulse_some(chip: Chip, rng: np.random.Generator, matrices: list[Matrix]) -> None:
     """Pulses on random cells of the whole chip and, more often, of the tested lines; some cells twice."""
     p, count = chip.parameters, int(rng.integers(1, 60))
     near = rng.random(count) < 0.7
@@ -63,22 +70,22 @@ def pulse_some(chip: Chip, rng: np.random.Generator, tiles: list[Tile]) -> None:
     cells = Cells.of(rng.integers(p.arrays, size=count), row, column)
     kind = Operation.SET if rng.random() < 0.8 else Operation.RESET
     counts = rng.integers(1, 5, count).astype(np.uint16)
-    chip.program(PulseBatch(cells, kind, counts, p.set_pulse), chip.locate(cells))
-    for tile in tiles:
-        tile.touch(cells)
+    chip.program(PulseBatch(cells, kind, counts, p.set_pulse), chip.locate(cells), int(counts.sum()))
+    for matrix in matrices:
+        matrix.touch(cells)
 
 
-def schedule(chip: Chip, seed: int, tiles: list[Tile], check: Callable[[], None], steps: int = 120) -> None:
-    """Pulses and pauses from nanoseconds to years, in random order; `check` whenever tiles have followed the drift."""
+def schedule(chip: Chip, seed: int, matrices: list[Matrix], check: Callable[[], None], steps: int = 120) -> None:
+    """Pulses and pauses from nanoseconds to years, in random order; `check` whenever the drift was followed."""
     rng = np.random.default_rng(seed)
     for _ in range(steps):
         for _ in range(rng.integers(0, 3)):
             chip.advance(int(10 ** rng.uniform(0, 4)))
-            pulse_some(chip, rng, tiles)
+            pulse_some(chip, rng, matrices)
         largest = rng.choice([6, 9, 12, 15.5])
         chip.advance(int(10 ** rng.uniform(0, largest)))
-        for tile in tiles:
-            tile.follow_drift(chip.now_ns)
+        for matrix in matrices:
+            matrix.follow_drift(chip.now_ns)
         check()
 
 
@@ -99,15 +106,15 @@ def test_drift_is_followed_through_many_long_lives(make_chip: MakeChip, drifting
 
 
 def check_the_bound(chip: Chip, seed: int, steps: int = 120) -> None:
-    single, pairs = tile_of(chip, SINGLE), tile_of(chip, PAIRS)
+    single, pairs = matrix_of(chip, SINGLE), matrix_of(chip, PAIRS)
     worst = [0.0]
 
     def check() -> None:
         g = exact(chip, SINGLE)
-        error = np.abs(single.weight - g) / np.maximum(g, 1e-12)
+        error = np.abs(weights(single) - g) / np.maximum(g, 1e-12)
         worst.append(float(error.max()))
         plus, minus = exact(chip, PAIRS)[:, :3], exact(chip, PAIRS)[:, 3:]
-        assert (np.abs(pairs.weight - (plus - minus)) <= (DRIFT_BOUND + EXACT) * (plus + minus)).all()
+        assert (np.abs(weights(pairs) - (plus - minus)) <= (DRIFT_BOUND + EXACT) * (plus + minus)).all()
 
     schedule(chip, seed, [single, pairs], check, steps)
     assert max(worst) <= DRIFT_BOUND + EXACT
@@ -116,60 +123,73 @@ def check_the_bound(chip: Chip, seed: int, steps: int = 120) -> None:
 
 def test_the_variance_of_a_crossing_is_that_of_its_devices(make_chip: MakeChip) -> None:
     chip = make_chip(nu_spread=0.3)
-    single, pairs = tile_of(chip, SINGLE), tile_of(chip, PAIRS)
+    single, pairs = matrix_of(chip, SINGLE), matrix_of(chip, PAIRS)
 
     def check() -> None:
         np.testing.assert_allclose(single.variance, (0.03 * single.weight + 0.13e-6) ** 2, rtol=1e-4)
         of_devices = (0.03 * exact(chip, PAIRS) + 0.13e-6) ** 2
-        np.testing.assert_allclose(pairs.variance, of_devices[:, :3] + of_devices[:, 3:], rtol=2.1 * DRIFT_BOUND)
+        expected = (of_devices[:, :3] + of_devices[:, 3:]).ravel()
+        np.testing.assert_allclose(pairs.variance, expected, rtol=2.1 * DRIFT_BOUND)
 
     schedule(chip, 5, [single, pairs], check)
 
 
 @pytest.mark.parametrize("drifting", DRIFTING.values(), ids=DRIFTING.keys())
-def test_a_tile_built_late_equals_one_that_was_kept_up_to_date(make_chip: MakeChip, drifting: dict[str, Any]) -> None:
+def test_a_matrix_built_late_equals_one_that_was_kept_up_to_date(make_chip: MakeChip, drifting: dict[str, Any]) -> None:
     chip = make_chip(**drifting)
-    kept = [tile_of(chip, SINGLE), tile_of(chip, PAIRS)]
+    blocks = [(SINGLE,), (PAIRS,), (PAIRS, OTHER, BESIDE)]
+    kept = [matrix_of(chip, *some) for some in blocks]
 
     def check() -> None:
-        for tile in kept:
-            late = tile_of(chip, tile.block)
+        for some, matrix in zip(blocks, kept, strict=True):
+            late = matrix_of(chip, *some)
             late.follow_drift(chip.now_ns)
-            assert np.array_equal(late.weight, tile.weight)
-            assert np.array_equal(late.variance, tile.variance)
+            assert np.array_equal(late.weight, matrix.weight)
+            assert np.array_equal(late.variance, matrix.variance)
 
     schedule(chip, 6, kept, check)
 
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("drifting", DRIFTING.values(), ids=DRIFTING.keys())
-def test_every_device_is_in_the_list_of_its_age_and_lists_are_ordered(
+def test_no_device_outgrows_its_class_before_its_group_and_its_word_line_are_due(
     make_chip: MakeChip, drifting: dict[str, Any], seed: int
 ) -> None:
     chip = make_chip(**drifting)
-    tile = tile_of(chip, PAIRS)
-    members, classes = vars(tile)["_lists"][2:4]
+    matrix = matrix_of(chip, PAIRS)
+    _, _, age_class, classes, *_ = vars(matrix)["_crossings"]
+    group_due, line_due = vars(matrix)["_due"]
 
     def check() -> None:
-        seen: list[int] = []
-        starts = np.concatenate([[-1], classes["end_ns"][:-1]])
-        for k, group in enumerate(classes):
-            chain: list[int] = []
-            before, index = physics.NONE, group["head"]
-            while index != physics.NONE:
-                assert members[index]["age_class"] == k
-                assert not chain or members[index]["preceding"] == before
-                chain.append(index)
-                before, index = index, members[index]["following"]
-            assert group["tail"] == before
-            pulsed = chip.cells["pulsed_ns"][members["flat"][chain]]
-            assert (np.diff(pulsed) >= 0).all()
-            ages = chip.now_ns - pulsed
-            assert ((ages >= starts[k]) & (ages < group["end_ns"])).all()
-            seen += chain
-        assert sorted(seen) == list(range(len(members)))
+        pulsed = chip.cells["pulsed_ns"][device_cells(chip, PAIRS)]
+        k = age_class.reshape(len(ROWS), 3, 2).transpose(0, 2, 1).reshape(pulsed.shape).astype(int)
+        ages, starts = chip.now_ns - pulsed, np.concatenate([[-1], classes["end_ns"][:-1]])
+        assert ((ages >= starts[k]) & (ages < classes["end_ns"][k])).all()
+        ends = (pulsed + classes["end_ns"][k]).min(1)
+        assert (chip.now_ns < line_due).all()
+        assert (line_due <= ends).all()
+        assert np.array_equal(line_due, group_due.min(1))
+        assert vars(matrix)["_due_ns"] <= ends.min()
 
-    schedule(chip, 10 + seed, [tile], check, steps=60)
+    schedule(chip, 10 + seed, [matrix], check, steps=60)
+
+
+def test_what_is_not_due_is_not_looked_at(make_chip: MakeChip) -> None:
+    chip = make_chip()
+    matrix = matrix_of(chip, PAIRS)
+    matrix.follow_drift(0)
+    chip.advance(10**9)
+    matrix.follow_drift(chip.now_ns)
+    group_due, _ = vars(matrix)["_due"]
+    matrix.weight[:] = 99
+    pulsed = Cells.of(1, ROWS[2], LINES[4])
+    chip.program(
+        PulseBatch(pulsed, Operation.SET, np.ones(1, np.uint16), chip.parameters.set_pulse), chip.locate(pulsed), 1
+    )
+    matrix.touch(pulsed)
+    chip.advance(int(group_due[:, 0].min() // 1000))
+    matrix.follow_drift(chip.now_ns)
+    assert np.flatnonzero(matrix.weight != 99).tolist() == [2 * 3 + 1]
 
 
 @pytest.mark.parametrize("nu", [0.001, 0.04, 0.3, 1.0])
@@ -186,8 +206,12 @@ def test_an_age_class_ends_before_the_drift_within_it_passes_the_bound(make_chip
 
 def test_without_drift_there_is_nothing_to_follow(make_chip: MakeChip) -> None:
     chip = make_chip(drift=False)
-    tile = tile_of(chip, SINGLE)
-    schedule(chip, 7, [tile], lambda: np.testing.assert_allclose(tile.weight, exact(chip, SINGLE), rtol=1e-6), steps=20)
+    matrix = matrix_of(chip, SINGLE)
+
+    def check() -> None:
+        np.testing.assert_allclose(weights(matrix), exact(chip, SINGLE), rtol=1e-6)
+
+    schedule(chip, 7, [matrix], check, steps=20)
 
 
 def region_of(single: bool) -> Region:
@@ -281,7 +305,7 @@ def test_lines_are_counted_for_each_vector_that_drives_them(make_chip: MakeChip)
     chip.multiply(region, np.array([[0, 0, 1]], np.int8), BACKWARD, 1e-6)
     assert chip.column_reads[0, [LINES[2], LINES[5]]].tolist() == [1, 1]
     assert chip.column_reads.sum() == 4  # a pair of lines in each of two blocks
-    assert chip.cells["read_count"].sum() == 0
+    assert chip.count("read_count").sum() == 0
 
 
 @pytest.mark.parametrize("way", [FORWARD, BACKWARD])
@@ -297,29 +321,39 @@ def test_lines_without_input_add_no_noise(make_chip: MakeChip, way: Direction) -
 def test_a_product_equals_the_matrix_product_with_the_same_noise(
     kernel: Callable[..., int], noise: bool, bits: int, dtype: type[np.integer[Any]]
 ) -> None:
-    rng, first, at, top = np.random.default_rng(13), 3, 2, 2 ** (bits - 1) - 1
-    weight = rng.normal(0, 3e-6, (37, 21)).astype(np.float32)
+    rng, forward, top = np.random.default_rng(13), kernel is products.forward, 2 ** (bits - 1) - 1
+    shapes, offset = [(37, 21), (5, 30)], 3
+    table = np.array([(0, 0, 0, 37, 21, 1, 0, 3, 3), (37 * 21, 37, 21, 5, 30, 1, 1, 3, 3)], products.BLOCK)
+    weight = rng.normal(0, 3e-6, 37 * 21 + 5 * 30).astype(np.float32)
     variance = rng.uniform(1e-14, 1e-13, weight.shape).astype(np.float32)
-    inputs, outputs = weight.shape if kernel is products.forward else weight.shape[::-1]
-    codes = rng.integers(-top, top + 1, (40, first + inputs + 1)).astype(dtype)
-    codes[:, first + 4] = 0
-    normals = rng.standard_normal((40, at + outputs + 1), np.float32)
-    out = np.full(normals.shape, 99, dtype)
+    outputs = [shape[1 if forward else 0] for shape in shapes]
+    codes = rng.integers(-top, top + 1, (40, offset + max(shape[0 if forward else 1] for shape in shapes))).astype(
+        dtype
+    )
+    codes[:, offset + 4] = 0
+    normals = rng.standard_normal((40, sum(outputs)), np.float32)
+    out, reads = np.full(normals.shape, 99, dtype), np.zeros((2, 64), np.uint64)
     step, volt = 4e-6 / top, 0.2 / top
-    saturated = kernel(weight, variance, codes, first, volt, normals if noise else normals[:0], step, top, out, at)
+    noises = normals.ravel() if noise else normals.ravel()[:0]
+    lines = np.arange(64, dtype=np.uint16)
+    saturated = kernel(weight, variance, table, lines, codes, volt, noises, step, top, out, reads)
 
-    v = codes[:, first : first + inputs] * volt
-    w, s = (weight, variance) if kernel is products.forward else (weight.T, variance.T)
-    current = v @ w.astype(np.float64)
-    if noise:
-        current += np.sqrt(v**2 @ s.astype(np.float64)) * normals[:, at : at + outputs]
-    ideal = current / step
+    ideal, volts, at = np.empty(out.shape), codes * volt, 0
+    for entry, (rows, columns) in zip(table, shapes, strict=True):
+        part = slice(entry["start"], entry["start"] + rows * columns)
+        w, s = (values[part].reshape(rows, columns).astype(np.float64) for values in (weight, variance))
+        w, s = (w, s) if forward else (w.T, s.T)
+        v = volts[:, offset : offset + len(w)]
+        here = slice(at, at + w.shape[1])
+        ideal[:, here] = v @ w
+        if noise:
+            ideal[:, here] += np.sqrt(v**2 @ s) * normals[:, here]
+        at += w.shape[1]
+    ideal /= step
     clear = np.abs(np.abs(ideal) % 1 - 0.5) > 5e-3  # not at the edge between two codes
-    expected = np.clip(np.rint(ideal), -top, top)
-    assert np.array_equal(out[:, at : at + outputs][clear], expected[clear])
+    assert np.array_equal(out[clear], np.clip(np.rint(ideal), -top, top)[clear])
     assert clear.mean() > 0.98
     assert 0 < saturated == (np.abs(np.rint(ideal)) > top).sum()
-    assert (np.delete(out, np.s_[at : at + outputs], 1) == 99).all()
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.int16, np.int64])

@@ -1,0 +1,137 @@
+"""The weights of a region in the twin, ready for products; drift is evaluated when it has moved."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from hil.mock_hw import physics, products
+from hil.mock_hw.chips import ChipParameters
+from hil.mock_hw.parameters import PcmParameters
+from hil.protocols.messages import Block, Cells, Codes, Direction
+
+DRIFT_BOUND = 0.015
+"""Largest relative error of a conductance in a product that comes from evaluating drift late."""
+OLDEST = 4e9
+"""Age (s) beyond which drift is no longer followed: beyond the hundred years that a chip lives."""
+
+
+def age_classes(nu: float, p: PcmParameters) -> physics.Records:
+    """Classes in which G differs by no more than `DRIFT_BOUND` from its value at the middle age, for drift exponents up
+    to `nu`.
+    """
+    if not p.drift or nu == 0:
+        return np.array([(physics.NEVER, p.t0, 1.0)], physics.AGE_CLASS)
+    ratio = (1 + DRIFT_BOUND) ** (2 / nu)
+    count = max(1, math.ceil(math.log(OLDEST / p.t_min) / math.log(ratio)))
+    classes = np.zeros(count, physics.AGE_CLASS)
+    starts = p.t_min * ratio ** np.arange(count)
+    classes["middle"] = starts * math.sqrt(ratio)
+    classes["factor"] = physics.drift_factor(classes["middle"], p.nu, physics.constants(p)[0])
+    classes["end_ns"] = np.append(np.rint(starts[1:] * 1e9), physics.NEVER)
+    return classes
+
+
+class Matrix:
+    """The crossings of a region's blocks, on a chip whose cells and drift exponents are shared, not copied."""
+
+    def __init__(
+        self, blocks: Sequence[Block], chip: ChipParameters, cells: physics.Records, nu: physics.F32, now_ns: int
+    ) -> None:
+        self._blocks = _table(blocks)
+        self._rows, self._lines = np.concatenate([block.rows for block in blocks]), _bit_lines(blocks)
+        word_lines = _word_lines(blocks, self._blocks, chip)
+        count = int((word_lines["start"] + word_lines["columns"])[-1])
+        self.weight, self.variance = np.zeros(count, np.float32), np.zeros(count, np.float32)
+        classes = age_classes(float(nu.max()), chip.cell)
+        devices = 1 if blocks[0].partners is None else 2
+        age_class: physics.Classes = np.zeros(devices * count, np.uint8 if len(classes) <= 256 else np.uint16)
+        self._crossings = (self.weight, self.variance, age_class, classes, word_lines, self._lines, cells, nu)
+        groups = -(-int(word_lines["columns"].max()) // physics.GROUP)
+        self._due = (np.zeros((len(word_lines), groups), np.int64), np.zeros(len(word_lines), np.int64))
+        self._due_ns = now_ns
+        self._places = _places(blocks, self._blocks, chip)
+        self._constants = physics.constants(chip.cell)
+        self._drift = chip.cell.drift
+        physics.fill(self._crossings, now_ns, self._constants)
+
+    def touch(self, cells: Cells) -> None:
+        """Take up cells that were just pulsed; those that are not in the matrix are passed over."""
+        first = physics.touch(
+            self._crossings, self._due, self._places, cells.array, cells.row, cells.column, self._constants
+        )
+        self._due_ns = min(self._due_ns, first)
+
+    def follow_drift(self, now_ns: int) -> None:
+        """Bring weights and variances to device time `now_ns`, within `DRIFT_BOUND`."""
+        if self._drift and now_ns >= self._due_ns:
+            self._due_ns = physics.age(self._crossings, self._due, now_ns, self._constants)
+
+    def multiply(
+        self,
+        direction: Direction,
+        codes: Codes,
+        volt: float,
+        normals: physics.F32,
+        step: float,
+        top: int,
+        out: Codes,
+        reads: products.U64,
+    ) -> int:
+        """Product of a batch into `out` (see `products`), counted in `reads` of the lines that it drives; returns the
+        number of saturated codes.
+        """
+        kernel, lines = (
+            (products.forward, self._rows) if direction == Direction.FORWARD else (products.backward, self._lines)
+        )
+        return kernel(self.weight, self.variance, self._blocks, lines, codes, volt, normals, step, top, out, reads)
+
+
+def _table(blocks: Sequence[Block]) -> physics.Records:
+    """The blocks one after the other: where their crossings, word lines and bit lines begin."""
+    entries = []
+    start = rows = lines = 0
+    for block in blocks:
+        devices = 1 if block.partners is None else 2
+        sizes = (len(block.rows), len(block.columns), devices)
+        entries.append((start, rows, lines, *sizes, block.array, block.row_offset, block.column_offset))
+        start += len(block.rows) * len(block.columns)
+        rows += len(block.rows)
+        lines += devices * len(block.columns)
+    return np.array(entries, products.BLOCK)
+
+
+def _bit_lines(blocks: Sequence[Block]) -> physics.U16:
+    """The bit lines of all devices, the two of a pair side by side."""
+    pairs = [
+        block.columns if block.partners is None else np.stack([block.columns, block.partners], 1) for block in blocks
+    ]
+    return np.concatenate([lines.ravel() for lines in pairs])
+
+
+def _word_lines(blocks: Sequence[Block], table: physics.Records, chip: ChipParameters) -> physics.Records:
+    """The word lines of all blocks."""
+    word_lines = np.zeros(int(table["rows"].sum()), physics.WORD_LINE)
+    for entry, block in zip(table, blocks, strict=True):
+        part = word_lines[entry["first_row"] :][: len(block.rows)]
+        part["base"] = (int(block.array) * chip.rows + block.rows.astype(np.int64)) * chip.columns
+        part["start"] = entry["start"] + np.arange(len(block.rows)) * len(block.columns)
+        part["lines"], part["columns"] = entry["first_line"], len(block.columns)
+    return word_lines
+
+
+def _places(
+    blocks: Sequence[Block], table: physics.Records, chip: ChipParameters
+) -> tuple[physics.I32, physics.I32, physics.I32]:
+    """Where a cell of the chip is in the matrix: see `physics.touch`."""
+    on_array = [np.flatnonzero(table["array"] == array) for array in range(chip.arrays)]
+    names = np.full((chip.arrays, max(map(len, on_array))), physics.NONE, np.int32)
+    row_of = np.full((len(blocks), chip.rows), physics.NONE, np.int32)
+    device_of = np.full((len(blocks), chip.columns), physics.NONE, np.int32)
+    for array, numbers in enumerate(on_array):
+        names[array, : len(numbers)] = numbers
+    for number, (entry, block) in enumerate(zip(table, blocks, strict=True)):
+        lines = _bit_lines([block])
+        row_of[number, block.rows] = entry["first_row"] + np.arange(len(block.rows))
+        device_of[number, lines] = np.arange(len(lines))
+    return names, row_of, device_of
