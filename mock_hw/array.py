@@ -126,7 +126,7 @@ class Chip:
         return self.cells[what] + np.int64(256) * self.carries[what]
 
     def _matrix(self, region: Region) -> Matrix:
-        matrix = Matrix(region.blocks, self.parameters, self.cells, self.nu, self.now_ns)
+        matrix = Matrix(region.blocks, self.parameters, self.cells, self.nu)
         self._matrices[region.handle] = matrix
         return matrix
 

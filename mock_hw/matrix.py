@@ -33,39 +33,34 @@ def age_classes(nu: float, p: PcmParameters) -> physics.Records:
 
 
 class Matrix:
-    """The crossings of a region's blocks, on a chip whose cells and drift exponents are shared, not copied."""
+    """The crossings of a region's blocks, on a chip whose cells and drift exponents are shared, not copied. The weights
+    are there from the first `follow_drift` on.
+    """
 
-    def __init__(
-        self, blocks: Sequence[Block], chip: ChipParameters, cells: physics.Records, nu: physics.F32, now_ns: int
-    ) -> None:
+    def __init__(self, blocks: Sequence[Block], chip: ChipParameters, cells: physics.Records, nu: physics.F32) -> None:
         self._blocks = _table(blocks)
         self._rows, self._lines = np.concatenate([block.rows for block in blocks]), _bit_lines(blocks)
         word_lines = _word_lines(blocks, self._blocks, chip)
         count = int((word_lines["start"] + word_lines["columns"])[-1])
         self.weight, self.variance = np.zeros(count, np.float32), np.zeros(count, np.float32)
         classes = age_classes(float(nu.max()), chip.cell)
-        devices = 1 if blocks[0].partners is None else 2
-        age_class: physics.Classes = np.zeros(devices * count, np.uint8 if len(classes) <= 256 else np.uint16)
-        self._crossings = (self.weight, self.variance, age_class, classes, word_lines, self._lines, cells, nu)
+        self._crossings = (self.weight, self.variance, classes, word_lines, self._lines, cells, nu)
+        self._devices = 1 if blocks[0].partners is None else 2
         groups = -(-int(word_lines["columns"].max()) // physics.GROUP)
         self._due = (np.zeros((len(word_lines), groups), np.int64), np.zeros(len(word_lines), np.int64))
-        self._due_ns = now_ns
+        self._due_ns = 0
         self._places = _places(blocks, self._blocks, chip)
         self._constants = physics.constants(chip.cell)
-        self._drift = chip.cell.drift
-        physics.fill(self._crossings, now_ns, self._constants)
 
     def touch(self, cells: Cells) -> None:
         """Take up cells that were just pulsed; those that are not in the matrix are passed over."""
-        first = physics.touch(
-            self._crossings, self._due, self._places, cells.array, cells.row, cells.column, self._constants
-        )
-        self._due_ns = min(self._due_ns, first)
+        if physics.touch(self._due, self._places, self._devices, cells.array, cells.row, cells.column):
+            self._due_ns = 0
 
     def follow_drift(self, now_ns: int) -> None:
         """Bring weights and variances to device time `now_ns`, within `DRIFT_BOUND`."""
-        if self._drift and now_ns >= self._due_ns:
-            self._due_ns = physics.age(self._crossings, self._due, now_ns, self._constants)
+        if now_ns >= self._due_ns:
+            self._due_ns = physics.age(self._crossings, self._due, self._devices, now_ns, self._constants)
 
     def multiply(
         self,

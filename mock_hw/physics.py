@@ -5,10 +5,10 @@ constants as a record (`constants`). The loops go over the cells of a batch in o
 is pulsed twice. All compiled code that calls a formula is in this file, because the compiler's cache on disk follows
 changes of the caller's file only.
 
-A matrix keeps, for the crossings of a region's lines, the weight and the noise variance ready for products. Each device
-belongs to an age class, and all devices of a class drift by the factor of the class's middle age. A group of crossings
-knows when the first of its devices will outgrow its class, and a word line when the first of its groups is due: what is
-not due is not looked at.
+A matrix keeps, for the crossings of a region's lines, the weight and the noise variance ready for products. The age of
+each device puts it into a class, and all devices of a class drift by the factor of the class's middle age. A group of
+crossings knows when the first of its devices will outgrow its class, and a word line when the first of its groups is
+due: what is not due is not looked at.
 """
 
 from typing import Any
@@ -21,15 +21,14 @@ from hil.mock_hw.parameters import PcmParameters
 from hil.protocols.messages import Codes
 
 F32 = npt.NDArray[np.float32]
-Classes = npt.NDArray[np.unsignedinteger[Any]]
 U16 = npt.NDArray[np.uint16]
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 Records = npt.NDArray[np.void]
 
-Crossings = tuple[F32, F32, Classes, Records, Records, U16, Records, F32]
-"""A matrix: weight and variance (crossings,), age class of each device, the classes (AGE_CLASS), its word lines
-(WORD_LINE), the bit lines of the devices of each block, the chip's cells (CELL) and drift exponents."""
+Crossings = tuple[F32, F32, Records, Records, U16, Records, F32]
+"""A matrix: weight and variance (crossings,), age classes (AGE_CLASS), word lines (WORD_LINE), the bit lines of the
+devices of each block, the chip's cells (CELL) and drift exponents."""
 
 NONE = -1  # a line that is not in a block
 NEVER = np.iinfo(np.int64).max // 2
@@ -226,128 +225,68 @@ def read_cells(
     return saturated
 
 
-@njit(inline="always")
-def _class_of(classes: Records, age_ns: int, k: int) -> int:
-    """The class of an age, which is `k` or an older one."""
-    while age_ns >= classes[k].end_ns:
-        k += 1
-    return k
-
-
-@njit(inline="always")
-def _drifted(cells: Records, nu: F32, flat: int, k: int, classes: Records, p: Any) -> Any:
-    g = np.float64(cells[flat].conductance)
-    if nu.size > 1:
-        return g * drift_factor(classes[k].middle, np.float64(nu[flat]), p)
-    return g * classes[k].factor
-
-
-@njit(inline="always")
-def _recompute(crossings: Crossings, line: Any, j: int, p: Any) -> None:
-    """Weight and variance of a word line's crossing `j`, from its one device or its two."""
-    weight, variance, age_class, classes, _, lines, cells, nu = crossings
-    devices = age_class.size // weight.size
-    crossing = line.start + j
-    total = spread = 0.0
-    sign = 1.0
-    for i in range(devices):
-        flat = line.base + lines[line.lines + devices * j + i]
-        g = _drifted(cells, nu, flat, age_class[devices * crossing + i], classes, p)
-        total += sign * g
-        spread += read_spread(g, p) ** 2
-        sign = -1.0
-    weight[crossing] = total
-    variance[crossing] = spread
-
-
-@njit(cache=True)
-def fill(crossings: Crossings, now_ns: int, parameters: Records) -> None:
-    """Age classes, weights and variances from the chip's cells."""
-    weight, _, age_class, classes, word_lines, lines, cells, _ = crossings
-    devices = age_class.size // weight.size
-    for line in word_lines:
-        for i in range(devices * line.columns):
-            age_ns = now_ns - cells[line.base + lines[line.lines + i]].pulsed_ns
-            age_class[devices * line.start + i] = _class_of(classes, age_ns, 0)
-        for j in range(line.columns):
-            _recompute(crossings, line, j, parameters[0])
-
-
 @njit(cache=True)
 def touch(
-    crossings: Crossings,
-    due: tuple[I64, I64],
-    places: tuple[I32, I32, I32],
-    arrays: U16,
-    rows: U16,
-    columns: U16,
-    parameters: Records,
-) -> int:
-    """Take up cells that were just pulsed: those of the batch that are in the matrix start again as the youngest.
+    due: tuple[I64, I64], places: tuple[I32, I32, I32], devices: int, arrays: U16, rows: U16, columns: U16
+) -> bool:
+    """Make those cells of a batch due that are in the matrix, because they were just pulsed; False if there are none.
 
     `places` are the blocks on each array, (arrays, most) or NONE, and for each block its word line in the matrix on
-    each word line of the array, and its device on each bit line, or NONE. Returns when the first of the cells will have
-    outgrown its class.
+    each word line of the array, and its device on each bit line, or NONE. A crossing has so many `devices`.
     """
-    weight, _, age_class, classes, word_lines, _, cells, _ = crossings
     group_due, line_due = due
     blocks, row_of, device_of = places
-    devices = age_class.size // weight.size
-    first = np.int64(NEVER)
+    found = False
     for n in range(rows.size):
         for block in blocks[arrays[n]]:
             if block == NONE or row_of[block, rows[n]] == NONE or device_of[block, columns[n]] == NONE:
                 continue
-            r, device = row_of[block, rows[n]], device_of[block, columns[n]]
-            line = word_lines[r]
-            cell = cells[line.base + columns[n]]
-            if cell.stuck:
-                continue
-            age_class[devices * line.start + device] = 0
-            _recompute(crossings, line, device // devices, parameters[0])
-            end_ns = cell.pulsed_ns + classes[0].end_ns
-            group = device // devices // GROUP
-            group_due[r, group] = min(group_due[r, group], end_ns)
-            line_due[r] = min(line_due[r], end_ns)
-            first = min(first, end_ns)
-    return first  # type: ignore[return-value]
-
-
-@njit(inline="always")
-def _age_group(crossings: Crossings, line: Any, group: int, now_ns: int, p: Any) -> int:
-    """Move the devices of a group that have outgrown their class; returns when the next one will."""
-    weight, _, age_class, classes, _, lines, cells, _ = crossings
-    devices = age_class.size // weight.size
-    due = np.int64(NEVER)
-    for j in range(GROUP * group, min(GROUP * (group + 1), line.columns)):
-        moved = False
-        for i in range(devices * j, devices * (j + 1)):
-            index = devices * line.start + i
-            pulsed_ns = cells[line.base + lines[line.lines + i]].pulsed_ns
-            k = np.int64(age_class[index])
-            if now_ns - pulsed_ns >= classes[k].end_ns:
-                k = np.int64(_class_of(classes, now_ns - pulsed_ns, int(k)))
-                age_class[index] = k
-                moved = True
-            due = min(due, pulsed_ns + classes[k].end_ns)
-        if moved:
-            _recompute(crossings, line, j, p)
-    return due  # type: ignore[return-value]
+            r = row_of[block, rows[n]]
+            group_due[r, device_of[block, columns[n]] // devices // GROUP] = 0
+            line_due[r] = 0
+            found = True
+    return found
 
 
 @njit(cache=True)
-def age(crossings: Crossings, due: tuple[I64, I64], now_ns: int, parameters: Records) -> int:
-    """Move the devices that have outgrown their age class; returns the device time at which the next one will."""
-    word_lines = crossings[4]
+def age(crossings: Crossings, due: tuple[I64, I64], devices: int, now_ns: int, parameters: Records) -> int:
+    """Bring what is due to device time `now_ns`; returns when the next will be."""
     group_due, line_due = due
     first = np.int64(NEVER)
     for r in range(line_due.size):
         if now_ns >= line_due[r]:
-            line, next_ns = word_lines[r], np.int64(NEVER)
-            for group in range(-(-line.columns // GROUP)):
+            line_due[r] = NEVER
+            for group in range(-(-crossings[3][r].columns // GROUP)):
                 if now_ns >= group_due[r, group]:
-                    group_due[r, group] = _age_group(crossings, line, group, now_ns, parameters[0])
-                next_ns = min(next_ns, group_due[r, group])
-            line_due[r] = next_ns
+                    group_due[r, group] = _age_group(crossings, devices, r, group, now_ns, parameters)
+                line_due[r] = min(line_due[r], group_due[r, group])
         first = min(first, line_due[r])
     return first  # type: ignore[return-value]
+
+
+@njit(cache=True)
+def _age_group(crossings: Crossings, devices: int, r: int, group: int, now_ns: int, parameters: Records) -> int:
+    """Weights and variances of a group of crossings on word line `r`; returns when the first of its devices will
+    outgrow its class.
+    """
+    weight, variance, classes, word_lines, lines, cells, nu = crossings
+    line, p = word_lines[r], parameters[0]
+    due, k = np.int64(NEVER), 0  # the search for a device's class begins at that of the device before
+    for j in range(GROUP * group, min(GROUP * (group + 1), line.columns)):
+        total = spread = 0.0
+        for device in range(devices):
+            flat = line.base + lines[line.lines + devices * j + device]
+            cell = cells[flat]
+            age_ns = now_ns - cell.pulsed_ns
+            while age_ns >= classes[k].end_ns:
+                k += 1
+            while k > 0 and age_ns < classes[k - 1].end_ns:
+                k -= 1
+            due = min(due, cell.pulsed_ns + classes[k].end_ns)
+            g = np.float64(cell.conductance)
+            g *= classes[k].factor if nu.size == 1 else drift_factor(classes[k].middle, np.float64(nu[flat]), p)
+            total += -g if device else g
+            spread += read_spread(g, p) ** 2
+        weight[line.start + j] = total
+        variance[line.start + j] = spread
+    return due  # type: ignore[return-value]
