@@ -1,7 +1,6 @@
 """What a tester's firmware does with a request: check it, run it once, answer it."""
 
 import zlib
-from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numpy as np
@@ -48,6 +47,7 @@ class Firmware:
     def __init__(self, chip: Chip) -> None:
         self.chip = chip
         self.capabilities: Capabilities = chip.parameters.capabilities()
+        self._dac_dtype = np.dtype(self.capabilities.dac_dtype)
         self.last_op_id = 0
         self.last_operation: Operation | None = None
         self.last_reply: Readings | Receipt | None = None
@@ -85,14 +85,12 @@ class Firmware:
     def read(self, op_id: int, cells: Cells) -> Readings:
         """Conductances of single cells."""
         flat = self._locate(cells)
-
-        def run() -> Readings:
-            chip = self.chip
-            codes, saturated = chip.read(flat)
-            self._spend(len(flat), self.capabilities.durations.read)
-            return Readings(op_id, chip.now_ns, codes, "S", chip.read_step, chip.read_offset, saturated)
-
-        return self._once(op_id, Operation.READ, (cells,), Readings, run)
+        if self._repeated(op_id, Operation.READ, (cells,)):
+            return self._again(Readings)
+        chip = self.chip
+        codes, saturated = chip.read(flat)
+        self._spend(len(flat), self.capabilities.durations.read)
+        return self._answer(Readings(op_id, chip.now_ns, codes, "S", chip.read_step, chip.read_offset, saturated))
 
     def mvm(self, op_id: int, handle: int, vectors: Vectors, direction: Direction, gain: int) -> Readings:
         """Products of a batch of vectors with a region."""
@@ -100,15 +98,13 @@ class Firmware:
         if region is None:
             raise NoRegionError(f"region {handle} is not defined here")
         codes = self._check_vectors(region, vectors, direction, gain)
+        if self._repeated(op_id, MVM_KIND[direction], (handle, gain, codes)):
+            return self._again(Readings)
         full_scale = self.capabilities.mvm_ranges[gain]
-        kind = MVM_KIND[direction]
-
-        def run() -> Readings:
-            out, saturated = self.chip.multiply(region, codes, direction, full_scale)
-            self._spend(len(codes), self.capabilities.durations.mvm)
-            return Readings(op_id, self.chip.now_ns, out, "A", full_scale / self.capabilities.adc_top, 0, saturated)
-
-        return self._once(op_id, kind, (handle, gain, codes), Readings, run)
+        out, saturated = self.chip.multiply(region, codes, direction, full_scale)
+        self._spend(len(codes), self.capabilities.durations.mvm)
+        step = full_scale / self.capabilities.adc_top
+        return self._answer(Readings(op_id, self.chip.now_ns, out, "A", step, 0, saturated))
 
     def program(self, op_id: int, pulses: PulseBatch, power_fails_after: int | None = None) -> Receipt:
         """SET or RESET pulses. Power may fail after the first so many cells: then it boots, and raises
@@ -116,57 +112,57 @@ class Firmware:
         """
         total = self._check_pulses(pulses)
         flat = self._locate(pulses.cells)
-        durations = self.capabilities.durations
-        duration = durations.set_pulse if pulses.kind == Operation.SET else durations.reset_pulse
-
-        def run() -> Receipt:
-            self._spend(total, duration)
-            saturated = self.chip.program(pulses, flat, total)
-            return Receipt(op_id, self.chip.now_ns, Status.COMPLETE, total, saturated)
-
-        def run_in_part() -> Receipt:
+        if self._repeated(op_id, pulses.kind, (pulses.cells, pulses.counts)):
+            return self._again(Receipt)
+        if power_fails_after is not None:
             part = pulses[:power_fails_after]
-            count = int(part.counts.sum())
-            self._spend(count, duration)
-            self.chip.program(part, flat[:power_fails_after], count)
+            self._pulse(part, flat[:power_fails_after], int(part.counts.sum()))
             self.boot()
             raise CutShortError("power failed")
-
-        content = (pulses.cells, pulses.counts)
-        return self._once(op_id, pulses.kind, content, Receipt, run if power_fails_after is None else run_in_part)
+        saturated = self._pulse(pulses, flat, total)
+        return self._answer(Receipt(op_id, self.chip.now_ns, Status.COMPLETE, total, saturated))
 
     def wait(self, op_id: int, seconds: float) -> Receipt:
         """Device time passes."""
         left = LONGEST_LIFE - (self.chip.now_ns * 1e-9 if op_id > self.last_op_id else 0)
         limits.check_wait(seconds, left)
+        if self._repeated(op_id, Operation.WAIT, (seconds,)):
+            return self._again(Receipt)
+        self._spend(1, seconds)
+        return self._answer(Receipt(op_id, self.chip.now_ns, Status.COMPLETE, 0))
 
-        def run() -> Receipt:
-            self._spend(1, seconds)
-            return Receipt(op_id, self.chip.now_ns, Status.COMPLETE, 0)
-
-        return self._once(op_id, Operation.WAIT, (seconds,), Receipt, run)
-
-    def _once(
-        self, op_id: int, operation: Operation, content: tuple[Any, ...], kind: type[Reply], run: Callable[[], Reply]
-    ) -> Reply:
+    def _repeated(self, op_id: int, operation: Operation, content: tuple[Any, ...]) -> bool:
+        """Whether this was the last operation. If not, it begins now: if it is cut short, it keeps its id and has no
+        reply to repeat.
+        """
         if op_id <= self.last_op_id:
-            return self._again(op_id, operation, content, kind)
-        # An operation that is cut short keeps its id and has no reply to repeat.
+            self._check_same(op_id, operation, content)
+            return True
         self.last_op_id, self.last_operation, self.last_reply = op_id, operation, None
         self.last_content = content
         self.grounded = False
-        reply = run()
+        return False
+
+    def _answer(self, reply: Reply) -> Reply:
+        """Keep the reply for the case that it is asked for again."""
         self.last_reply = reply
         return reply
 
-    def _again(self, op_id: int, operation: Operation, content: tuple[Any, ...], kind: type[Reply]) -> Reply:
+    def _check_same(self, op_id: int, operation: Operation, content: tuple[Any, ...]) -> None:
         if op_id < self.last_op_id:
             raise OperationIdError(f"operation id {op_id} was used before; the last was {self.last_op_id}")
         if operation != self.last_operation or fingerprint(content) != fingerprint(self.last_content):
             raise OperationIdError(f"operation id {op_id} was used for another operation")
+
+    def _again(self, kind: type[Reply]) -> Reply:
         if not isinstance(self.last_reply, kind):
-            raise CutShortError(f"operation {op_id} was cut short: how far it got is not known")
+            raise CutShortError(f"operation {self.last_op_id} was cut short: how far it got is not known")
         return self.last_reply
+
+    def _pulse(self, pulses: PulseBatch, flat: npt.NDArray[np.int64], total: int) -> int:
+        durations = self.capabilities.durations
+        self._spend(total, durations.set_pulse if pulses.kind == Operation.SET else durations.reset_pulse)
+        return self.chip.program(pulses, flat, total)
 
     def _spend(self, count: int, seconds: float) -> None:
         self.chip.advance(round(count * seconds * 1e9))
@@ -178,7 +174,7 @@ class Firmware:
     def _check_vectors(self, region: Region, vectors: Vectors, direction: Direction, gain: int) -> Codes:
         limits.check_vectors(self.capabilities, region, vectors, direction, gain)
         limits.check_codes(self.capabilities, largest(vectors.codes))
-        return np.ascontiguousarray(vectors.codes, self.capabilities.dac_dtype)
+        return np.ascontiguousarray(vectors.codes, self._dac_dtype)
 
     def _check_pulses(self, pulses: PulseBatch) -> int:
         """How many pulses there are; raises `LimitError` where they cannot be sent."""
