@@ -24,6 +24,7 @@ import h5py
 import hdf5plugin
 import numpy as np
 import numpy.typing as npt
+from h5py import h5s
 
 from hil.data.journal import JournaledFile
 from hil.protocols.errors import InputError, StorageError
@@ -31,7 +32,7 @@ from hil.protocols.errors import InputError, StorageError
 CHUNK_BYTES = 2**18
 """Size of a chunk of a stream of payload before compression."""
 
-ROW_BUFFER = 2**16
+ROW_BUFFER = 2**18
 """Bytes of rows that a table holds as rows before it sorts them into its columns."""
 
 METADATA_BLOCK = 2**16
@@ -68,6 +69,13 @@ def compression(dtype: npt.DTypeLike, codec: Codec = "zstd") -> dict[str, Any]:
     if codec == "lz4":  # within Blosc: on a damaged chunk, HDF5's own LZ4 filter prints and that of bitshuffle crashes
         return dict(hdf5plugin.Blosc(cname="lz4", clevel=5, shuffle=int(size > 2)))
     return {**hdf5plugin.Zstd(clevel=1), "shuffle": size > 1}
+
+
+def write_part(dataset: Any, start: int, values: Values) -> None:
+    """As `dataset[start : start + len(values)] = values`, for which h5py takes several times as long."""
+    space = dataset.id.get_space()
+    space.select_hyperslab((start,), values.shape)
+    dataset.id.write(h5s.create_simple(values.shape), space, values)
 
 
 def describe(dataset: Any, units: str, description: str) -> None:
@@ -207,14 +215,13 @@ class Column:
             self._settle(len(self._buffer))
 
     def flush(self) -> None:
-        """Write what `values` does not hold."""
-        start, stop = self._start, len(self)
+        """Write what `values` does not hold. Raises what h5py raises: many are flushed within one `writing`."""
+        start, stop = self._start, self._length
         if (start, stop) == self._flushed:
             return
         first = self._flushed[1] - start if self._flushed[0] == start else 0
-        with writing(self._path):
-            self._tail[first : stop - start] = np.frombuffer(self._buffer[first * self._size :], self._dtype)
-            self._range[:] = (start, stop)
+        write_part(self._tail, first, np.frombuffer(self._buffer[first * self._size :], self._dtype))
+        write_part(self._range, 0, np.array([start, stop]))
         self._flushed = (start, stop)
 
     def cut(self, length: int) -> None:
@@ -236,8 +243,8 @@ class Column:
     def _settle(self, size: int) -> None:
         stop = self._start + size // self._size
         with writing(self._path):
-            self._values.resize((stop,))
-            self._values[self._start :] = np.frombuffer(self._buffer[:size], self._dtype)
+            self._values.id.set_extent((stop,))
+            write_part(self._values, self._start, np.frombuffer(self._buffer[:size], self._dtype))
         self._start = stop
         del self._buffer[:size]
 
@@ -254,7 +261,8 @@ class Table:
         self._dtype = np.dtype([(field.name, field.dtype) for field in fields])
         self.layout = ",".join(field.dtype for field in fields)
         """Types of the fields; a packed row has them one after the other."""
-        self._pack = struct.Struct("<" + "".join(_struct_code(np.dtype(field.dtype)) for field in fields)).pack
+        self.pack = struct.Struct("<" + "".join(_struct_code(np.dtype(field.dtype)) for field in fields)).pack
+        """Packs one value per field, in their order, for `add`. Raises struct.error on a value that does not fit."""
         self._first = len(self.columns[0])  # rows in the columns
         self._rows = bytearray()  # rows after them
 
@@ -268,7 +276,11 @@ class Table:
 
     def append(self, *row: Any) -> None:
         """Append one value per field, in the order of the fields. Raises struct.error on a value that does not fit."""
-        self._rows += self._pack(*row)
+        self.add(self.pack(*row))
+
+    def add(self, row: bytes) -> None:
+        """Append what `pack` gave."""
+        self._rows += row
         if len(self._rows) >= ROW_BUFFER:
             self.sort()
 

@@ -14,14 +14,17 @@ Killed after, `recover` does steps 3 and 4 again. HDF5 itself never sees a write
 import fcntl
 import os
 import struct
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from hil.protocols.checksum import crc32
 from hil.protocols.errors import DataError
 
 PAGE = 4096
 """Bytes that are written as one: a killed process leaves a page old or new."""
+
+EMPTY = bytes(PAGE)
+"""A page that nobody wrote."""
 
 MOST_PAGES = 2048
 """Pages to be written from which on a commit should not wait: 8 MB, so that memory is bounded."""
@@ -123,10 +126,14 @@ class JournaledFile:
         view = memoryview(data).cast("B")
         start = self._position
         for number, begin, end in _parts(start, start + len(view)):
-            if number not in self._pages:
-                self._pages[number] = bytearray(PAGE) if end - begin == PAGE else bytearray(self._page(number))
             offset = number * PAGE + begin - start
-            self._pages[number][begin:end] = view[offset : offset + end - begin]
+            part = view[offset : offset + end - begin]
+            if end - begin == PAGE:
+                self._pages[number] = bytearray(part)
+                continue
+            if number not in self._pages:
+                self._pages[number] = bytearray(self._page(number))
+            self._pages[number][begin:end] = part
         self._position = start + len(view)
         self._size = max(self._size, self._position)
         self.full = len(self._pages) > MOST_PAGES
@@ -150,7 +157,7 @@ class JournaledFile:
     def _new_pages(self, first: int) -> Iterator[memoryview]:
         """What lies from a page on, to the end of the file; what nobody wrote is written too, so that no room lacks."""
         for number in range(first, -(-self._size // PAGE)):
-            yield memoryview(self._pages.get(number, bytes(PAGE)))[: self._size - number * PAGE]
+            yield memoryview(self._pages.get(number, EMPTY))[: self._size - number * PAGE]
 
     def _write_journal(self, numbers: list[int], new: bytes, new_start: int) -> None:
         start = -(-max(self._size, self._end) // PAGE) * PAGE
@@ -209,7 +216,7 @@ def _apply(handle: int) -> bool:
 
 
 def _checksum(fields: tuple[object, ...], new: bytes, body: bytes) -> int:
-    return zlib.crc32(TRAILER.pack(*fields, 0), zlib.crc32(body, zlib.crc32(new)))
+    return crc32(TRAILER.pack(*fields, 0), crc32(body, crc32(new)))
 
 
 def _read(handle: int, start: int, stop: int) -> bytes:

@@ -1,7 +1,6 @@
 """Step through the operations that a run file holds, comparing each with what is asked now."""
 
 from dataclasses import dataclass, fields
-from typing import Any
 
 import numpy as np
 
@@ -20,13 +19,12 @@ WINDOW = 2**20
 
 @dataclass(slots=True)
 class Row:
-    """One row of the operations; see `data/README.md`."""
+    """One row of the operations, but for the time of day; see `data/README.md`."""
 
     op_id: int
     kind: int
     status: int
     device_time_ns: int
-    host_time_ns: int
     region: int
     gain: int
     shape: int
@@ -48,6 +46,7 @@ class Stream:
     def __init__(self, run: Run, name: str) -> None:
         self._column = run.log.stream(name)
         self.dtype = self._column.dtype
+        self._width = self.dtype.itemsize
         self._first = self._stop = 0
         self._window = b""
 
@@ -55,9 +54,8 @@ class Stream:
         """The bytes of `size` elements from `offset` on."""
         if not self._first <= offset or offset + size > self._stop:
             self._load(offset, size)
-        width = self.dtype.itemsize
-        start = (offset - self._first) * width
-        return self._window[start : start + size * width]
+        start = (offset - self._first) * self._width
+        return self._window[start : start + size * self._width]
 
     def _load(self, offset: int, size: int) -> None:
         values = self._column[offset : offset + max(size, WINDOW)]
@@ -88,14 +86,15 @@ class Recorded:
             return None
         self._first, stop = self.next, min(self.next + ROWS, self.length)
         columns = [self._run.operations[name][self._first : stop].tolist() for name in COLUMNS]
-        self._rows = [Row(*values) for values in zip(*columns, strict=True)]
+        self._rows = list(map(Row, *columns))
         return self._rows[0]
 
     def stream(self, name: str) -> Stream:
         """A payload stream."""
-        if name not in self._streams:
-            self._streams[name] = Stream(self._run, name)
-        return self._streams[name]
+        stream = self._streams.get(name)
+        if stream is None:
+            stream = self._streams[name] = Stream(self._run, name)
+        return stream
 
     def values(self, name: str, offset: int, size: int) -> Values:
         """Elements of a stream."""
@@ -119,21 +118,24 @@ class Recorded:
         kind = f" ({Operation(row.kind).name})" if row else ""
         return ReplayError(f"operation {self.next}{kind}: {what} was {recorded}, is {found}")
 
-    def expect(self, kind: Operation, count: int, **fields: Any) -> Row:
+    def expect(self, kind: Operation, count: int, *, region: int = NONE, gain: int = NONE, polarity: int = 0) -> Row:
         """The next operation, if it is of this kind, number of parts and other fields. Raises `ReplayError`."""
         row = self.row()
-        asked = describe(kind, count, fields.get("region", NONE))
         if row is None:
+            asked = describe(kind, count, region)
             raise ReplayError(f"operation {self.next}: the recording ends here, now {asked} is asked for")
-        if row.kind != kind or row.count != count or any(getattr(row, name) != value for name, value in fields.items()):
-            was = describe(Operation(row.kind), row.count, row.region)
-            detail = "".join(
-                f"; {name} was {getattr(row, name)}, is {value}"
-                for name, value in fields.items()
-                if row.kind == kind and getattr(row, name) != value
-            )
-            raise ReplayError(f"operation {self.next}: was {was}, is {asked}{detail}")
+        same_parts = row.kind == kind and row.count == count
+        if not (same_parts and row.region == region and row.gain == gain and row.polarity == polarity):
+            raise self._unexpected(row, kind, count, region, gain, polarity)
         return row
+
+    def _unexpected(self, row: Row, kind: Operation, count: int, region: int, gain: int, polarity: int) -> ReplayError:
+        fields = (("region", row.region, region), ("gain", row.gain, gain), ("polarity", row.polarity, polarity))
+        detail = "".join(
+            f"; {name} was {was}, is {value}" for name, was, value in fields if row.kind == kind and was != value
+        )
+        was, asked = describe(Operation(row.kind), row.count, row.region), describe(kind, count, region)
+        return ReplayError(f"operation {self.next}: was {was}, is {asked}{detail}")
 
 
 def describe(kind: Operation, count: int, region: int) -> str:

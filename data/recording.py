@@ -28,6 +28,9 @@ from hil.protocols.messages import (
     Vectors,
 )
 
+COMPLETE, READ, UPDATE, WAIT = Status.COMPLETE, Operation.READ, Operation.UPDATE, Operation.WAIT
+"""Looked up once: Python 3.11 takes ten times as long for a member of an enumeration as for a name."""
+
 
 def digest(codes: Codes, vectors: Vectors, readings: Readings | None) -> int:
     """CRC-32 of a product: its DAC codes, scales and ADC codes."""
@@ -51,6 +54,7 @@ class RecordingTester(ArrayTester):
         self._writer = writer
         self._outlives = writer.outlives
         self._dac_dtype = np.dtype(tester.capabilities().dac_dtype)
+        self._seconds = np.zeros(1)  # of the wait that is logged: a column takes a copy
         self._append = {name: column.append for name, column in writer.streams.items()}
         for region in tester.regions():
             writer.region(region)
@@ -72,7 +76,7 @@ class RecordingTester(ArrayTester):
     def read(self, cells: Cells) -> Readings:
         try:
             readings = self._tester.read(cells)
-            self._writer.check_readings(Operation.READ, NONE, readings)
+            self._writer.check_readings(READ, NONE, readings)
         except InputError:
             raise
         except BaseException:
@@ -109,7 +113,7 @@ class RecordingTester(ArrayTester):
 
     def update(self, region: Region, trains: PulseTrains) -> Receipt:
         if self._outlives:
-            self._writer.intend(Operation.UPDATE, len(trains.rows))
+            self._writer.intend(UPDATE, len(trains.rows))
         try:
             receipt = self._tester.update(region, trains)
         except InputError:
@@ -122,7 +126,7 @@ class RecordingTester(ArrayTester):
 
     def wait(self, seconds: float) -> Receipt:
         if self._outlives:
-            self._writer.intend(Operation.WAIT, 1)
+            self._writer.intend(WAIT, 1)
         try:
             receipt = self._tester.wait(seconds)
         except InputError:
@@ -150,7 +154,7 @@ class RecordingTester(ArrayTester):
         done = output = 0
         if readings is not None:
             done, output = len(readings.codes), append["read/codes"](readings.codes)
-        self._writer.operation(Operation.READ, len(cells), offset, readings, done, output_offset=output)
+        self._writer.operation(READ, len(cells), offset, readings, done, output_offset=output)
 
     def _log_mvm(self, kind: Operation, region: Region, vectors: Vectors, gain: int, readings: Readings | None) -> None:
         append = self._append
@@ -192,9 +196,9 @@ class RecordingTester(ArrayTester):
         append = self._append
         offset = append["update/trains"](trains.rows)
         append["update/trains"](trains.columns)
-        done = self._done(Operation.UPDATE, len(trains.rows), receipt)
+        done = self._done(UPDATE, len(trains.rows), receipt)
         self._writer.operation(
-            Operation.UPDATE,
+            UPDATE,
             len(trains.rows),
             offset,
             receipt,
@@ -204,13 +208,14 @@ class RecordingTester(ArrayTester):
         )
 
     def _log_wait(self, seconds: float, receipt: Receipt | None) -> None:
-        offset = self._append["wait/seconds"](np.array([seconds]))
-        self._writer.operation(Operation.WAIT, 1, offset, receipt, self._done(Operation.WAIT, 1, receipt))
+        self._seconds[0] = seconds
+        offset = self._append["wait/seconds"](self._seconds)
+        self._writer.operation(WAIT, 1, offset, receipt, self._done(WAIT, 1, receipt))
 
     def _done(self, kind: Operation, count: int, receipt: Receipt | None) -> int:
         """What was done; of an answer that is not complete, the log says so in words as well."""
         if receipt is None:
             return 0
-        if receipt.status != Status.COMPLETE:
+        if receipt.status != COMPLETE:
             self._writer.remark(uncertain(kind, count, receipt))
         return receipt.done

@@ -41,6 +41,9 @@ COMPLETED = "completed"
 CHECKPOINT_S = 60.0
 """Time between two checkpoints (s): what a resumed run does again at most."""
 
+UNANSWERED = (NONE, Status.UNKNOWN, NONE, 0)
+"""Operation id, status, device time and saturated parts of an operation without an answer."""
+
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 """What every HDF5 file begins with."""
 
@@ -178,13 +181,14 @@ class RunWriter:
     ) -> None:
         """Log an operation whose payload is in the streams; see OPERATIONS. No answer: the tester failed."""
         now = time.time_ns()
-        op_id, status, time_ns, saturated = NONE, Status.UNKNOWN, NONE, 0
+        op_id, status, time_ns, saturated = UNANSWERED
         if answer is not None:
             op_id, status, time_ns, saturated = answer.op_id, answer.status, answer.time_ns, answer.saturated
-        self._operations.append(
+        operations = self._operations
+        operations.add(operations.pack(
             op_id, kind, status, time_ns, now, region, gain, shape, polarity,
             count, done, saturated, offset, output_offset, scale_offset,
-        )  # fmt: skip
+        ))  # fmt: skip
         self._until_mark -= 1
         if not self._until_mark:
             self._mark()

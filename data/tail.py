@@ -8,14 +8,15 @@ make it harmless to bring a piece into the run file that is there already.
 
 import os
 import struct
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from hil.data.columns import Column, Field, Table, Values, reason
 from hil.data.journal import write_at
+from hil.protocols.checksum import crc32
 from hil.protocols.errors import StorageError
 from hil.protocols.messages import Operation
 
@@ -46,6 +47,7 @@ class Tail:
         """Of the run file `path`; `open` comes before the first `write`."""
         self._path = tail_path(path).absolute()
         self._run = run_id.encode()
+        self._seed = crc32(self._run)
         self._handle = -1
         self._size = 0
         self._pieces: list[bytes] = []
@@ -56,7 +58,8 @@ class Tail:
 
     def add(self, name: str, position: int, dtype: str, data: bytes) -> None:
         """A piece of the next record."""
-        self._pieces += (PIECE.pack(len(name), len(dtype), position, len(data)), name.encode(), dtype.encode(), data)
+        names, types, text = _label(name, dtype)
+        self._pieces += (PIECE.pack(names, types, position, len(data)), text, data)
 
     def announce(self, row: int, kind: Operation, count: int) -> None:
         """Say which operation comes next; see INTENT."""
@@ -67,7 +70,7 @@ class Tail:
         if not self._pieces:
             return
         body = b"".join(self._pieces)
-        record = HEADER.pack(len(body), zlib.crc32(body, zlib.crc32(self._run)), self._run) + body
+        record = HEADER.pack(len(body), crc32(body, self._seed), self._run) + body
         try:
             write_at(self._handle, record, self._size)
         except OSError as error:
@@ -96,13 +99,17 @@ class TailedColumn(Column):
     """A column that also gives its tail what is appended."""
 
     def __init__(self, parent: Any, field: Field, chunk_bytes: int, name: str, tail: Tail) -> None:
-        super().__init__(parent, field, chunk_bytes)
         self._name, self._run_tail = name, tail
+        super().__init__(parent, field, chunk_bytes)
 
     def append(self, values: Values) -> int:
         position = super().append(values)
-        self._run_tail.add(self._name, position, values.dtype.str, values.tobytes())
+        self._run_tail.add(self._name, position, self._type, values.tobytes())
         return position
+
+    def _attach(self, group: Any) -> None:
+        super()._attach(group)
+        self._type: str = self._values.dtype.str
 
 
 class TailedTable(Table):
@@ -112,10 +119,16 @@ class TailedTable(Table):
         super().__init__(group, fields, rows)
         self._name, self._run_tail = name, tail
 
-    def append(self, *row: Any) -> None:
+    def add(self, row: bytes) -> None:
         position = len(self)
-        super().append(*row)
-        self._run_tail.add(self._name, position, self.layout, self._pack(*row))
+        super().add(row)
+        self._run_tail.add(self._name, position, self.layout, row)
+
+
+@cache
+def _label(name: str, dtype: str) -> tuple[int, int, bytes]:
+    """What a piece says of its name and type."""
+    return len(name), len(dtype), (name + dtype).encode()
 
 
 def tail_path(path: Path) -> Path:
@@ -130,7 +143,7 @@ def read_tail(path: Path, run_id: str) -> Iterator[list[Piece]]:
         size, crc, owner = HEADER.unpack_from(content, start)
         start += HEADER.size
         body = content[start : start + size]
-        if len(body) < size or owner != run or zlib.crc32(body, zlib.crc32(run)) != crc:
+        if len(body) < size or owner != run or crc32(body, crc32(run)) != crc:
             return
         yield list(_pieces(body))
         start += size

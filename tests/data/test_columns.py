@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hil.data import columns
 from hil.data.column_reader import ColumnReader, TableReader
 from hil.data.columns import Column, Field, Table, open_file
 from hil.data.journal import JournaledFile
@@ -194,7 +195,8 @@ def test_a_column_without_its_datasets_is_damage(file: Any, path: Path) -> None:
         read(path)
 
 
-def test_rows_become_columns_of_equal_length(file: Any, path: Path) -> None:
+def test_rows_become_columns_of_equal_length(file: Any, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(columns, "ROW_BUFFER", 1000)
     table = Table(file, ROW, 4)
     for number in range(3000):  # more than the table holds as rows
         table.append(number, number % 7, b"A")
