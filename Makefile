@@ -13,7 +13,7 @@ MAPPED := protocols instruments mock_hw data
 # With "=": pytest would take a separate word for a test folder and look for its settings above it.
 DATA_OPTION := $(if $(DATA_DIR),--data-dir="$(DATA_DIR)")
 
-.PHONY: demo test lint types bench torture clean install
+.PHONY: demo test lint types bench bench-peers torture clean install
 
 demo: install
 	$(BIN)/hil train digits --out runs/demo.h5 --overwrite
@@ -37,6 +37,12 @@ types: install
 
 bench: install
 	$(BIN)/python tests/benchmarks/bench.py $(DATA_OPTION)
+
+# IBM's aihwkit gets an environment of its own; where it cannot be installed, one line says why and that is all.
+bench-peers: install
+	if tests/benchmarks/install_aihwkit.sh .peers $(BIN)/python constraints.txt; then \
+		OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/peers_bench.py .peers/bin/python $(DATA_OPTION); \
+	fi
 
 torture: install
 	$(BIN)/pytest -m torture $(DATA_OPTION)

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from hil.instruments.tester import ArrayTester
+from hil.kernels import F32
 from hil.pairs import UNIT, DifferentialPairs
-from hil.products import F32, Products, products
+from hil.products import Products, products
 from hil.protocols.errors import InputError
 
 EXTRA_STATE = "_extra_state"
@@ -24,7 +25,8 @@ class AnalogWeight(nn.Parameter):
     """Handle of a weight matrix on devices: shape (rows, columns), inputs by outputs, the bias being the last row.
 
     It holds no values, they are on the array. `factors` collects what backpropagation gives for it until the optimizer
-    takes it: pairs of x (batch, rows) and delta (batch, columns). The gradient is the sum of x^T delta.
+    takes it: pairs of x (batch, rows - 1), the input 1 of the bias being left out, and delta (batch, columns). The
+    gradient is the sum of [x, 1]^T delta.
     """
 
     pairs: DifferentialPairs
@@ -69,7 +71,8 @@ class AnalogLinear(nn.Module):
             shape = tuple(initial_weights.shape)
             raise InputError(f"initial weights of shape {shape}: the layer takes {(in_features + 1, out_features)}")
         pairs = DifferentialPairs(tester, in_features + 1, out_features, scale)
-        pairs.write(np.arange(len(pairs)), initial_weights.numpy().ravel() * np.float32(UNIT / scale))
+        differences = initial_weights.numpy().ravel() * np.float32(UNIT / scale)
+        pairs.write(np.arange(len(pairs), dtype=np.int32), differences)
         self.weight = AnalogWeight.of(pairs, products(pairs, forward_range, backward_range, reread_images))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -112,31 +115,20 @@ class AnalogLinear(nn.Module):
         return f"{self.in_features}, {self.out_features}, chip={self.weight.pairs.tester.identify().chip}"
 
 
-def multiply(x: F32, weight: AnalogWeight) -> tuple[F32, F32]:
-    """Output (batch, columns) for x (batch, rows - 1), and the x with its bias input, (batch, rows)."""
-    with_bias = np.ones((len(x), weight.pairs.shape[0]), np.float32)
-    with_bias[:, :-1] = x
-    return weight.products.forward(with_bias), with_bias
-
-
-def multiply_back(delta: F32, x: F32, weight: AnalogWeight, inputs: bool) -> F32 | None:
-    """Leave (x, delta) with the weight; with `inputs`, the gradient (batch, rows - 1) of the layer's inputs."""
-    if weight.requires_grad:
-        weight.factors.append((x, delta))
-    return np.ascontiguousarray(weight.products.backward(delta)[:, :-1]) if inputs else None
-
-
 class AnalogProduct(torch.autograd.Function):
     """The product of `AnalogLinear` for torch's graph."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: AnalogWeight) -> Tensor:
-        y, ctx.x = multiply(x.detach().numpy(), weight)
-        ctx.weight = weight
-        return torch.from_numpy(y)
+        # A copy: x may be overwritten before the optimizer has taken the factors.
+        ctx.x, ctx.weight = np.array(x.detach().numpy(), np.float32, order="C"), weight
+        return torch.from_numpy(weight.products.forward(ctx.x))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, None]:
         delta = np.ascontiguousarray(gradients[0].numpy())
-        inputs = multiply_back(delta, ctx.x, ctx.weight, ctx.needs_input_grad[0])
-        return (None if inputs is None else torch.from_numpy(inputs)), None
+        if ctx.weight.requires_grad:
+            ctx.weight.factors.append((ctx.x, delta))
+        if not ctx.needs_input_grad[0]:
+            return None, None
+        return torch.from_numpy(ctx.weight.products.backward(delta)), None

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ from hil.data.datasets import DataSet
 from hil.diagnosis import WINDOW, Diagnosis
 from hil.instruments.tester import ArrayTester
 from hil.interrupt import Interrupt
+from hil.kernels import F32, I64, score
 from hil.mixed_precision import MixedPrecisionSGD, Refresh
 from hil.network import analog_layers
 from hil.pace import Pace
@@ -27,6 +28,7 @@ from hil.tally import Tally
 
 MEMORY = 1000  # images over which the running accuracy is taken
 REPORT_EVERY = 64  # images
+BLOCK = 1000  # images gathered at once
 COUNTED = ("_images", "_epochs", "_looked_at", "_position", "_hits", "_loss", "_running_accuracy", "_test_accuracy")
 """Attributes that make up the loop's own state, with the host's seconds."""
 CHIP = "chip"
@@ -178,24 +180,37 @@ class Training:
 
     def _epoch(self, interrupt: Interrupt) -> None:
         """Train on the images of this epoch that are left, each counted before its update."""
-        images, labels = self._data.train_images, self._data.train_labels
-        order = np.random.default_rng([self.settings.seed, self._epochs]).permutation(len(images))
+        order = np.random.default_rng([self.settings.seed, self._epochs]).permutation(len(self._data.train_images))
         self._since = time.perf_counter()
         if self.pace is not None and self._position == 0:
             self.pace.begin()
-        for start in range(self._position, len(order), self.settings.batch_size):
-            batch = order[start : start + self.settings.batch_size]
-            targets = self._targets[labels[batch]]
-            outputs = self._network.train(images[batch], targets)
+        for images, targets, labels in self._batches(order[self._position :]):
+            outputs = self._network.train(images, targets)
             if self.pace is not None:
-                self.pace.images_done(len(batch))
-            self._loss += 0.5 * float(np.square(outputs - targets, dtype=np.float64).sum())
+                self.pace.images_done(len(labels))
+            loss, hits = score(outputs, targets, labels)
+            self._loss += loss
             if not self._loss < math.inf:
                 raise DivergedError(f"the loss is not finite after {self._images} images: lower the rate")
-            self._images_done(len(batch), int(np.count_nonzero(outputs.argmax(1) == labels[batch])))
+            self._images_done(len(labels), hits)
             if interrupt.requested:
                 break
         self._take_time()
+
+    def _batches(self, order: I64) -> Iterator[tuple[F32, F32, I64]]:
+        """Images (batch, features), targets (batch, classes) and labels (batch,) in this order.
+
+        They are gathered in blocks, which takes a tenth of the time that gathering each batch would.
+        """
+        size = self.settings.batch_size
+        block = size * max(BLOCK // size, 1)
+        for start in range(0, len(order), block):
+            chosen = order[start : start + block]
+            images, labels = self._data.train_images[chosen], self._data.train_labels[chosen]
+            targets = self._targets[labels]
+            for first in range(0, len(chosen), size):
+                part = slice(first, first + size)
+                yield images[part], targets[part], labels[part]
 
     def _images_done(self, count: int, hits: int) -> None:
         self._images += count
@@ -265,7 +280,8 @@ class Training:
         for layer in analog_layers(self.model):
             pairs = layer.weight.pairs
             if pairs.tester.capabilities().mvm == MvmMode.ANALOG:
-                pairs.measure(np.arange(len(pairs)))
+                for index in pairs.slices():
+                    pairs.measure(index)
 
     def _final(self) -> tuple[dict[str, Values], dict[str, str]]:
         """What the host ends with: chi of each analog layer, else the parameters; and their units."""

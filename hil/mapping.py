@@ -21,9 +21,18 @@ U16 = npt.NDArray[np.uint16]
 class Placement:
     """The devices of a (rows, columns) matrix, flat over (row, column), and their blocks (none on a serial chip)."""
 
-    plus: Cells  # (rows * columns,)
-    minus: Cells  # (rows * columns,)
+    places: U16  # (3, 2 * rows * columns): array, row and column of each G+, then of each G-
     blocks: tuple[Block, ...]
+
+    @property
+    def plus(self) -> Cells:
+        """The device that raises each weight (rows * columns,)."""
+        return Cells(*self.places[:, : self.places.shape[1] // 2])
+
+    @property
+    def minus(self) -> Cells:
+        """The device that lowers each weight (rows * columns,)."""
+        return Cells(*self.places[:, self.places.shape[1] // 2 :])
 
 
 class Floorplan:
@@ -52,20 +61,24 @@ class Floorplan:
 
     def _serial(self, rows: int, columns: int) -> Placement:
         """Any cells do, in pairs; stuck ones are skipped."""
-        needed = 2 * rows * columns
-        parts: list[Cells] = []
+        needed, found = 2 * rows * columns, 0
+        left = sum(int((~self.stuck[array, :, start:]).sum()) for array, start in enumerate(self._next))
+        if left < needed:
+            raise self._too_small(rows, columns, f"{needed} cells", f"{left} good ones left")
+        places = np.empty((3, 2, rows * columns), np.uint16)
         for array in range(self._chip.arrays):
-            missing = needed - sum(map(len, parts))
+            missing = needed - found
             good = ~self.stuck[array, :, self._next[array] :].T  # (columns left, rows): column by column
             reach = np.cumsum(good.sum(1))
             width = min(int(np.searchsorted(reach, missing)) + 1, len(reach)) if missing else 0
-            column, row = np.nonzero(good[:width])
-            parts.append(Cells.of(array, row, column + self._next[array])[: min(missing, len(row))])
+            good, lines = good[:width], np.arange(self._next[array], self._next[array] + width, dtype=np.uint16)
+            row = np.broadcast_to(np.arange(good.shape[1], dtype=np.uint16), good.shape)[good][:missing]
+            column = np.broadcast_to(lines[:, None], good.shape)[good][:missing]
+            for line, values in zip(places, (array, row, column), strict=True):
+                line.T.flat[found : found + len(row)] = values  # G+ and G- of a weight are neighbours
+            found += len(row)
             self._next[array] += width
-        cells = Cells.concatenate(parts)
-        if len(cells) < needed:
-            raise self._too_small(rows, columns, f"{needed} cells", f"{len(cells)} good ones left")
-        return Placement(cells[0::2], cells[1::2], ())
+        return Placement(places.reshape(3, -1), ())
 
     def _blocks(self, rows: int, columns: int) -> Iterator[Block]:
         """Chunks of rows that fit the word lines, each in as many column chunks as the arrays' free lines demand."""
@@ -113,18 +126,17 @@ class Floorplan:
 
 def _placement(rows: int, columns: int, blocks: tuple[Block, ...], readout: Readout) -> Placement:
     """The pairs that blocks amount to."""
-    array, row, plus, minus = (np.zeros((rows, columns), np.uint16) for _ in range(4))
+    places = np.zeros((3, 2, rows, columns), np.uint16)
     for block in blocks:
         single = readout == Readout.SINGLE
         up = block.columns[0::2] if single else block.columns
         down = block.columns[1::2] if block.partners is None else block.partners
         first = block.column_offset // 2 if single else block.column_offset
-        part = np.s_[block.row_offset : block.row_offset + len(block.rows), first : first + len(up)]
-        array[part] = block.array
-        row[part] = block.rows[:, None]
-        plus[part], minus[part] = up, down
-    flat = [index.ravel() for index in (array, row, plus, minus)]
-    return Placement(Cells(flat[0], flat[1], flat[2]), Cells(flat[0], flat[1], flat[3]), blocks)
+        part = np.s_[:, block.row_offset : block.row_offset + len(block.rows), first : first + len(up)]
+        places[0][part] = block.array
+        places[1][part] = block.rows[:, None]
+        places[2][part] = np.stack([up, down])[:, None]
+    return Placement(places.reshape(3, -1), blocks)
 
 
 _FLOORPLANS: WeakKeyDictionary[ArrayTester, Floorplan] = WeakKeyDictionary()

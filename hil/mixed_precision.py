@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hil.kernels import F32, NOT_FINITE, accumulate
+from hil.kernels import F32, I32, NOT_FINITE, accumulate
 from hil.layers import AnalogWeight
+from hil.pairs import SLICE
 from hil.protocols.errors import DivergedError, InputError
 
 GRANULARITY = 0.096
@@ -52,35 +53,39 @@ class _Layer:
     def __init__(self, weight: AnalogWeight, chi: Tensor) -> None:
         self.weight = weight
         self.chi: F32 = chi.numpy()
-        self.index = np.empty(chi.numel(), np.int32)
-        self.pulses = np.empty(chi.numel(), np.int32)
         self.suspects = np.zeros(chi.numel(), np.bool_)  # pairs to be measured at the next refresh check
         self.counts = LayerCounts()
+        rows, columns = chi.shape
+        self._rows = range(0, rows, max(SLICE // columns, 1))
+        self._index = np.empty(min(self._rows.step, rows) * columns, np.int32)
+        self._pulses = np.empty_like(self._index)
 
-    def update(self, lr: float, granularity: float, max_pulses: int | None) -> None:
-        """Take the gradient into chi and send the pulses that this asks for."""
-        weight = self.weight
-        if not weight.factors:
-            return
-        x, delta = (
-            weight.factors[0] if len(weight.factors) == 1 else map(np.concatenate, zip(*weight.factors, strict=True))
-        )
-        weight.factors.clear()
-        rate = lr / weight.pairs.scale  # chi is in device units
-        count = accumulate(self.chi, x, delta, rate, granularity, max_pulses or MOST_PULSES, self.index, self.pulses)
-        if count == NOT_FINITE:
-            raise DivergedError("a gradient is not finite: training has diverged; lower the rate")
-        if count:
-            index, pulses = self.index[:count].copy(), self.pulses[:count]
-            self.suspects[index] = True
-            self.counts.crossings += count
-            self.counts.set_pulses += int(np.abs(pulses).sum())
-            weight.pairs.pulse(index, pulses)
-            weight.products.changed(index)
+    def update(self, lr: float, granularity: float, max_pulses: int | None) -> int:
+        """Take the gradient into chi and send the pulses that this asks for; returns the number of images."""
+        factors = self.weight.factors
+        if not factors:
+            return 0
+        x, delta = factors[0] if len(factors) == 1 else map(np.concatenate, zip(*factors, strict=True))
+        factors.clear()
+        rate = lr / self.weight.pairs.scale  # chi is in device units
+        for first in self._rows:
+            end = min(first + self._rows.step, self._rows.stop)
+            most, index, pulses = max_pulses or MOST_PULSES, self._index, self._pulses
+            count = accumulate(self.chi, x, delta, first, end, rate, granularity, most, index, pulses, self.suspects)
+            if count == NOT_FINITE:
+                raise DivergedError("a gradient is not finite: training has diverged; lower the rate")
+            if count:
+                self._pulse(self._index[:count].copy(), self._pulses[:count])
+        return len(x)
+
+    def _pulse(self, index: I32, pulses: I32) -> None:
+        self.counts.crossings += len(index)
+        self.counts.set_pulses += self.weight.pairs.pulse(index, pulses)
+        self.weight.products.changed(index)
 
     def refresh(self, rule: Refresh) -> None:
         """Measure the suspects and rewrite those that have run out of range; chi is left as it is."""
-        index = np.flatnonzero(self.suspects)
+        index = np.flatnonzero(self.suspects).astype(np.int32)
         if not len(index):
             return
         plus, minus = self.weight.pairs.measure(index)
@@ -163,18 +168,20 @@ class MixedPrecisionSGD(torch.optim.Optimizer):
 
     def take_gradients(self) -> None:
         """What `step` does, without torch's bookkeeping around it."""
-        images = max((sum(len(x) for x, _ in layer.weight.factors) for layer in self._layer_of.values()), default=0)
-        self._update()
-        self._since_refresh += images
+        self._since_refresh += self._update()
         if self.refresh is not None and self._since_refresh >= self.refresh.images:
             self._since_refresh = 0
             for layer in self._layer_of.values():
                 layer.refresh(self.refresh)
 
-    def _update(self) -> None:
+    def _update(self) -> int:
+        """Update all parameters; returns how many images the analog ones have seen."""
+        images = 0
         for group in self.param_groups:
             for parameter in group["params"]:
                 if isinstance(parameter, AnalogWeight):
-                    self._layer_of[parameter].update(group["lr"], self.granularity, self.max_pulses)
+                    layer = self._layer_of[parameter]
+                    images = max(images, layer.update(group["lr"], self.granularity, self.max_pulses))
                 elif parameter.grad is not None:
                     parameter.add_(parameter.grad, alpha=-group["lr"])
+        return images

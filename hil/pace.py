@@ -22,10 +22,10 @@ class Pace:
 
     def images_done(self, count: int) -> None:
         """Wait until these images' time is up."""
-        rest = self._last_ns + count * self._period_ns - self._tester.time_ns()
-        if rest > 0:
-            self._tester.wait(rest * 1e-9)
         now = self._tester.time_ns()
+        rest = self._last_ns + count * self._period_ns - now
+        if rest > 0:
+            now = self._tester.wait(rest * 1e-9).time_ns
         self._spent_ns += now - self._last_ns
         self._images += count
         self._last_ns = now

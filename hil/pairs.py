@@ -1,11 +1,12 @@
 """Weights on differential pairs of devices: W = alpha (G+ - G-) / 8 uS, with alpha the digital scale of the layer."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from hil.instruments.tester import ArrayTester
+from hil.kernels import F32, U16, Bools, Index, address, address_pairs
 from hil.mapping import floorplan
 from hil.protocols.errors import InputError
 from hil.protocols.messages import Cells, Operation, PulseBatch, Status
@@ -13,8 +14,8 @@ from hil.protocols.messages import Cells, Operation, PulseBatch, Status
 UNIT = 8e-6
 """S of difference for one device unit. RECALLED (W in [-1, 1] is G+ - G- in [-8, 8] uS; Nandakumar 2020)."""
 
-F32 = npt.NDArray[np.float32]
-Index = npt.NDArray[np.integer[Any]]
+SLICE = 2**20
+"""Weights that are written or measured at a time. CHOSEN: some 100 MB while it is done."""
 
 
 class DifferentialPairs:
@@ -26,9 +27,7 @@ class DifferentialPairs:
         self.shape = (rows, columns)
         self.scale = scale
         self.placement = plan.place(rows, columns)
-        self._devices = Cells.concatenate([self.placement.plus, self.placement.minus])
-        self._stuck = plan.stuck[self._devices.array, self._devices.row, self._devices.column]
-        self._any_stuck = bool(self._stuck.any())
+        self._stuck = _stuck(plan.stuck, self.placement.places)
         self._capabilities = tester.capabilities()
         self._staircase = np.array(self._capabilities.staircase, np.float32)
         self.sent = {Operation.SET: 0, Operation.RESET: 0}  # pulses so far
@@ -38,13 +37,23 @@ class DifferentialPairs:
     def __len__(self) -> int:
         return self.shape[0] * self.shape[1]
 
-    def pulse(self, index: Index, pulses: Index) -> None:
-        """Send SET pulses, blind, that raise (positive) or lower (negative) weights; stuck devices get none."""
-        self._send(Operation.SET, index + len(self) * (pulses < 0), np.abs(pulses))
+    def slices(self) -> Iterator[Index]:
+        """The flat indices of all weights, in slices that bound the memory that measuring them takes."""
+        for start in range(0, len(self), SLICE):
+            yield np.arange(start, min(start + SLICE, len(self)), dtype=np.int32)
+
+    def pulse(self, index: Index, pulses: Index) -> int:
+        """Send SET pulses, blind, that raise (positive) or lower (negative) weights; stuck devices get none.
+
+        Returns how many were sent.
+        """
+        return self._send(Operation.SET, index, pulses)
 
     def measure(self, index: Index) -> tuple[F32, F32]:
         """One reading of G+ and G- (S) of each named weight."""
-        values = self.tester.read(self._devices[np.concatenate([index, index + len(self)])]).values()
+        cells = np.empty((3, 2 * len(index)), np.uint16)
+        address_pairs(index, self.placement.places, cells)
+        values = self.tester.read(Cells(cells[0], cells[1], cells[2])).values()
         return values[: len(index)], values[len(index) :]
 
     def write(self, index: Index, difference: F32) -> None:
@@ -55,19 +64,27 @@ class DifferentialPairs:
         """
         if not len(self._staircase):
             raise InputError("the tester knows no staircase (capabilities), so weights cannot be written open loop")
-        largest, reach = float(np.abs(difference).max(initial=0)), float(self._staircase[-1] - self._staircase[0])
+        largest = max(float(difference.max(initial=0)), -float(difference.min(initial=0)))
+        reach = float(self._staircase[-1] - self._staircase[0])
         if not largest <= reach:
             raise InputError(f"a difference of {largest:.3g} S is beyond the {reach:.3g} S that SET pulses reach")
-        devices = np.concatenate([index, index + len(self)])
-        self._send(Operation.RESET, devices, np.ones(len(devices), np.int64))
-        plus, minus = np.maximum(difference, 0), np.maximum(-difference, 0)
-        if self._stuck[devices].any():
-            g_plus, g_minus = self.measure(index)
-            up, down = np.split(self._stuck[devices], 2)
-            plus = np.where(down, difference + g_minus, plus)
-            minus = np.where(up, g_plus - difference, minus)
+        for start in range(0, len(index), SLICE):
+            self._write(index[start : start + SLICE], difference[start : start + SLICE])
+
+    def _write(self, index: Index, difference: F32) -> None:
+        both = np.concatenate([index, index])
+        signs = np.repeat(np.array([1, -1], np.int32), len(index))
+        self._send(Operation.RESET, both, signs)
+        up, down = np.maximum(difference, 0), np.maximum(-difference, 0)
+        if self._stuck.size:
+            plus_stuck, minus_stuck = self._stuck[index], self._stuck[index + len(self)]
+            if plus_stuck.any() or minus_stuck.any():
+                plus, minus = self.measure(index)
+                up = np.where(minus_stuck, difference + minus, up)
+                down = np.where(plus_stuck, plus - difference, down)
         middles = (self._staircase[1:] + self._staircase[:-1]) / 2 - self._staircase[0]
-        self._send(Operation.SET, devices, np.searchsorted(middles, np.concatenate([plus, minus])))
+        steps = np.searchsorted(middles, np.concatenate([up, down])).astype(np.int32)
+        self._send(Operation.SET, both, signs * steps)
 
     def state(self) -> dict[str, Any]:
         """What has been counted so far, for `restore`; the devices keep the weights."""
@@ -80,20 +97,29 @@ class DifferentialPairs:
         self.at_limit = state["at_limit"]
         self.in_doubt = state.get("in_doubt", 0)
 
-    def _send(self, kind: Operation, devices: Index, counts: Index) -> None:
-        """Pulse the devices that need it and can take it, once, whatever comes back."""
-        keep = counts > 0
-        if self._any_stuck:
-            keep &= ~self._stuck[devices]
-        if not keep.all():
-            devices, counts = devices[keep], counts[keep]
-        if not len(devices):
-            return
+    def _send(self, kind: Operation, index: Index, pulses: Index) -> int:
+        """Pulse G+ (positive) or G- (negative) of weights where it is not stuck, once, whatever comes back."""
+        lines = np.empty((4, len(index)), np.uint16)
+        count, total = address(index, pulses, self.placement.places, self._stuck, lines)
+        if not count:
+            return 0
+        if count < len(index):
+            lines = lines[:, :count]
+        cells = Cells(lines[0], lines[1], lines[2])
         shape = self._capabilities.set_pulse if kind == Operation.SET else self._capabilities.reset_pulse
-        cells = self._devices[devices]
-        receipt = self.tester.program(PulseBatch(cells, kind, counts.astype(np.uint16), shape))
+        receipt = self.tester.program(PulseBatch(cells, kind, lines[3], shape))
         if receipt.status != Status.COMPLETE:
             self.in_doubt += 1
             self.tester.read(cells)  # they count as pulsed; the log says what became of them
-        self.sent[kind] += int(counts.sum())
+        self.sent[kind] += total
         self.at_limit += receipt.saturated
+        return total
+
+
+def _stuck(chip: Bools, places: U16) -> Bools:
+    """Which of these cells are stuck; empty where none is."""
+    stuck = np.zeros(places.shape[1] if chip.any() else 0, np.bool_)
+    for start in range(0, stuck.size, SLICE):
+        array, row, column = places[:, start : start + SLICE]
+        stuck[start : start + SLICE] = chip[array, row, column]
+    return stuck if stuck.any() else np.zeros(0, np.bool_)

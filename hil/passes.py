@@ -8,18 +8,21 @@ import torch
 from torch import nn
 
 from hil.feedforward import FeedForward
+from hil.kernels import F32
 from hil.mixed_precision import MixedPrecisionSGD
-from hil.products import F32
 
 
 class Passes(Protocol):
     """What the loop asks of a network; the loss is half the sum of squares over outputs and batch."""
 
     def train(self, images: F32, targets: F32) -> F32:
-        """Outputs (batch, classes) for images (batch, features), after which the weights have been updated."""
+        """Outputs (batch, classes) for images (batch, features), after which the weights have been updated.
+
+        Outputs are valid until the next call.
+        """
 
     def evaluate(self, images: F32) -> F32:
-        """Outputs (batch, classes)."""
+        """Outputs (batch, classes), valid until the next call."""
 
 
 class DirectPasses:

@@ -1,32 +1,52 @@
 """Products of vectors with the weights of a layer: by the array itself, or on the host with what it reads there."""
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from hil.kernels import I64, all_finite, combine, product, quantise, transposed_product
-from hil.pairs import UNIT, DifferentialPairs, Index
+from hil.kernels import (
+    F32,
+    I64,
+    Index,
+    all_finite,
+    combine,
+    product,
+    quantise_deltas,
+    quantise_inputs,
+    transposed_product,
+)
+from hil.pairs import SLICE, UNIT, DifferentialPairs
 from hil.protocols.errors import DivergedError, InputError
-from hil.protocols.messages import Capabilities, Direction, MvmMode, Readout, Vectors
+from hil.protocols.messages import Capabilities, Codes, Direction, MvmMode, Readout, Vectors
 
-F32 = npt.NDArray[np.float32]
+
+@dataclass
+class Conversions:
+    """ADC codes of one direction so far."""
+
+    converted: int = 0
+    saturated: int = 0  # of these, at the end of the range
 
 
 class Products(ABC):
-    """Forward and backward products of a layer, in weight units."""
+    """Forward and backward products of a layer, in weight units.
 
-    saturated: dict[Direction, int]  # ADC codes at the end of the range, so far
-    converted: dict[Direction, int]  # ADC codes, so far
+    The last row of the weights is the bias: its input, always 1, is left out of x, and so is what would come back to
+    it. Results are written to `out` where it is given.
+    """
+
+    def __init__(self) -> None:
+        self.conversions = {direction: Conversions() for direction in Direction}
 
     @abstractmethod
-    def forward(self, x: F32) -> F32:
-        """(batch, rows) to (batch, columns)."""
+    def forward(self, x: F32, out: F32 | None = None) -> F32:
+        """(batch, rows - 1) to (batch, columns)."""
 
     @abstractmethod
-    def backward(self, delta: F32) -> F32:
-        """(batch, columns) to (batch, rows)."""
+    def backward(self, delta: F32, out: F32 | None = None) -> F32:
+        """(batch, columns) to (batch, rows - 1)."""
 
     @abstractmethod
     def changed(self, index: Index) -> None:
@@ -38,13 +58,27 @@ class Products(ABC):
 
     def state(self) -> dict[str, Any]:
         """What has been counted, and is known about the cells, for `restore`."""
-        counts = {"saturated": self.saturated, "converted": self.converted}
-        return {name: [by_direction[way] for way in Direction] for name, by_direction in counts.items()}
+        ways = self.conversions.values()
+        return {"saturated": [way.saturated for way in ways], "converted": [way.converted for way in ways]}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what `state()` gave."""
-        self.saturated = dict(zip(Direction, state["saturated"], strict=True))
-        self.converted = dict(zip(Direction, state["converted"], strict=True))
+        counts = zip(self.conversions.values(), state["converted"], state["saturated"], strict=True)
+        for way, converted, saturated in counts:
+            way.converted, way.saturated = converted, saturated
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a layer is multiplied in one direction."""
+
+    direction: Direction
+    gain: int  # of the converter
+    lines: int  # DAC codes per vector
+    outputs: int  # sums per vector
+    places: I64  # (blocks, 2): first output and number of outputs of each block
+    pairwise: bool  # two codes come for each output
+    count: Conversions
 
 
 class AnalogProducts(Products):
@@ -55,33 +89,49 @@ class AnalogProducts(Products):
     """
 
     def __init__(self, pairs: DifferentialPairs, forward_range: float, backward_range: float) -> None:
+        super().__init__()
         self._tester = pairs.tester
-        self._capabilities = pairs.tester.capabilities()
         self._region = self._tester.register(pairs.placement.blocks)
-        self._single = self._capabilities.readout == Readout.SINGLE
-        self._columns = pairs.shape[1]
-        c = self._capabilities
+        c = self._tester.capabilities()
         self._factor = weight_per_ampere(pairs.scale, c) * c.dac_top
-        self._gain = {
-            Direction.FORWARD: gain_for(forward_range, pairs.scale, c),
-            Direction.BACKWARD: gain_for(backward_range, pairs.scale, c),
-        }
-        width = 2 if self._single else 1
-        self._forward_places = np.array(
-            [(block.column_offset // width, len(block.columns) // width) for block in self._region.blocks], np.int64
+        self._top, self._dtype = c.dac_top, np.dtype(c.dac_dtype)
+        single, (rows, columns) = c.readout == Readout.SINGLE, pairs.shape
+        width = 2 if single else 1  # lines of a column
+        blocks = self._region.blocks
+        self._forward = Way(
+            Direction.FORWARD,
+            gain_for(forward_range, pairs.scale, c),
+            lines=rows,
+            outputs=columns,
+            places=np.array(
+                [(block.column_offset // width, len(block.columns) // width) for block in blocks], np.int64
+            ),
+            pairwise=single,
+            count=self.conversions[Direction.FORWARD],
         )
-        self._backward_places = np.array(
-            [(block.row_offset, len(block.rows)) for block in self._region.blocks], np.int64
+        self._backward = Way(
+            Direction.BACKWARD,
+            gain_for(backward_range, pairs.scale, c),
+            lines=width * columns,
+            outputs=rows - 1,
+            places=np.array([(block.row_offset, len(block.rows)) for block in blocks], np.int64),
+            pairwise=False,
+            count=self.conversions[Direction.BACKWARD],
         )
-        self._rows = pairs.shape[0]
-        self.saturated = dict.fromkeys(Direction, 0)
-        self.converted = dict.fromkeys(Direction, 0)
 
-    def forward(self, x: F32) -> F32:
-        return self._multiply(x, Direction.FORWARD, self._forward_places, self._columns)
+    def forward(self, x: F32, out: F32 | None = None) -> F32:
+        codes = np.empty((len(x), self._forward.lines), self._dtype)
+        scale = np.empty(len(x), np.float32)
+        if not quantise_inputs(x, self._top, codes, scale):
+            raise not_finite(Direction.FORWARD)
+        return self._convert(codes, scale, self._forward, out)
 
-    def backward(self, delta: F32) -> F32:
-        return self._multiply(delta, Direction.BACKWARD, self._backward_places, self._rows)
+    def backward(self, delta: F32, out: F32 | None = None) -> F32:
+        codes = np.empty((len(delta), self._backward.lines), self._dtype)
+        scale = np.empty(len(delta), np.float32)
+        if not quantise_deltas(delta, self._top, codes, scale, self._forward.pairwise):
+            raise not_finite(Direction.BACKWARD)
+        return self._convert(codes, scale, self._backward, out)
 
     def changed(self, index: Index) -> None:
         """Nothing is remembered that could be stale."""
@@ -89,19 +139,13 @@ class AnalogProducts(Products):
     def forget(self) -> None:
         """Nothing is remembered that could be stale."""
 
-    def _multiply(self, x: F32, direction: Direction, places: I64, outputs: int) -> F32:
-        batch, single = len(x), self._single
-        paired_inputs = single and direction == Direction.BACKWARD
-        codes = np.empty((batch, x.shape[1] * (2 if paired_inputs else 1)), self._capabilities.dac_dtype)
-        scale = np.empty(batch, np.float32)
-        if not quantise(x, self._capabilities.dac_top, codes, scale, paired_inputs):
-            raise not_finite(direction)
-        readings = self._tester.mvm(self._region, Vectors(codes, scale), direction, self._gain[direction])
-        self.saturated[direction] += readings.saturated
-        self.converted[direction] += readings.codes.size
-        out = np.empty((batch, outputs), np.float32)
-        pairwise = single and direction == Direction.FORWARD
-        combine(readings.codes, places, pairwise, readings.scale * self._factor, scale, out)
+    def _convert(self, codes: Codes, scale: F32, way: Way, out: F32 | None) -> F32:
+        readings = self._tester.mvm(self._region, Vectors(codes, scale), way.direction, way.gain)
+        way.count.saturated += readings.saturated
+        way.count.converted += readings.codes.size
+        if out is None:
+            out = np.empty((len(codes), way.outputs), np.float32)
+        combine(readings.codes, way.places, way.pairwise, readings.scale * self._factor, scale, out)
         return out
 
 
@@ -134,40 +178,41 @@ class HostProducts(Products):
     """
 
     def __init__(self, pairs: DifferentialPairs, reread_images: int) -> None:
+        super().__init__()
         self._pairs = pairs
-        self._per_siemens = pairs.scale / UNIT
+        self._per_siemens = np.float32(pairs.scale / UNIT)
         self._reread_images = reread_images
         self._weight = np.zeros(pairs.shape, np.float32)
-        self._stale: list[Index] = []
+        self._stale: list[Index] | None = None  # weights to be read before their next use; None is all
         self._since_read = 0
-        self.forget()
-        self.saturated = dict.fromkeys(Direction, 0)
-        self.converted = dict.fromkeys(Direction, 0)
 
-    def forward(self, x: F32) -> F32:
+    def forward(self, x: F32, out: F32 | None = None) -> F32:
         if not all_finite(x):
             raise not_finite(Direction.FORWARD)
         if self._since_read >= self._reread_images:
             self.forget()
         self._since_read += len(x)
         self._read_stale()
-        out = np.empty((len(x), self._pairs.shape[1]), np.float32)
+        if out is None:
+            out = np.empty((len(x), self._pairs.shape[1]), np.float32)
         product(x, self._weight, out)
         return out
 
-    def backward(self, delta: F32) -> F32:
+    def backward(self, delta: F32, out: F32 | None = None) -> F32:
         if not all_finite(delta):
             raise not_finite(Direction.BACKWARD)
         self._read_stale()
-        out = np.empty((len(delta), self._pairs.shape[0]), np.float32)
+        if out is None:
+            out = np.empty((len(delta), self._pairs.shape[0] - 1), np.float32)
         transposed_product(delta, self._weight, out)
         return out
 
     def changed(self, index: Index) -> None:
-        self._stale.append(index)
+        if self._stale is not None:
+            self._stale.append(index)
 
     def forget(self) -> None:
-        self._stale = [np.arange(len(self._pairs))]
+        self._stale = None
         self._since_read = 0
 
     def state(self) -> dict[str, Any]:
@@ -176,14 +221,23 @@ class HostProducts(Products):
 
     def restore(self, state: dict[str, Any]) -> None:
         super().restore(state)
-        self._weight, self._stale, self._since_read = state["weight"], list(state["stale"]), state["since_read"]
+        self._weight, self._stale, self._since_read = state["weight"], state["stale"], state["since_read"]
 
     def _read_stale(self) -> None:
-        if self._stale:
-            index = self._stale[0] if len(self._stale) == 1 else np.unique(np.concatenate(self._stale))
-            plus, minus = self._pairs.measure(index)
-            self._weight.reshape(-1)[index] = (plus - minus) * np.float32(self._per_siemens)
-            self._stale = []
+        if self._stale is None:
+            for index in self._pairs.slices():
+                self._read(index)
+        elif len(self._stale) == 1:
+            self._read(self._stale[0])
+        elif self._stale:
+            index = np.unique(np.concatenate(self._stale))
+            for start in range(0, len(index), SLICE):
+                self._read(index[start : start + SLICE])
+        self._stale = []
+
+    def _read(self, index: Index) -> None:
+        plus, minus = self._pairs.measure(index)
+        self._weight.reshape(-1)[index] = (plus - minus) * self._per_siemens
 
 
 def not_finite(direction: Direction) -> DivergedError:

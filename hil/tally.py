@@ -35,7 +35,9 @@ class Tally:
     @property
     def refreshes(self) -> int:
         """Pairs refreshed."""
-        return sum(tally.refreshes for tally in self.layers())
+        if not isinstance(self._optimizer, MixedPrecisionSGD):
+            return 0
+        return sum(self._optimizer.counts(layer.weight).refreshes for layer in self._layers)
 
     @property
     def in_doubt(self) -> int:
@@ -49,7 +51,8 @@ class Tally:
         return [self._layer(n, layer, self._optimizer) for n, layer in enumerate(self._layers, 1)]
 
     def _layer(self, number: int, layer: AnalogLinear, optimizer: MixedPrecisionSGD) -> LayerTally:
-        pairs, products, counts = layer.weight.pairs, layer.weight.products, optimizer.counts(layer.weight)
+        pairs, counts = layer.weight.pairs, optimizer.counts(layer.weight)
+        conversions = {direction.name.lower(): way for direction, way in layer.weight.products.conversions.items()}
         return LayerTally(
             name=f"layer {number}",
             weights=len(pairs),
@@ -58,8 +61,8 @@ class Tally:
             refreshes=counts.refreshes,
             sent=pairs.sent[Operation.SET],
             at_limit=pairs.at_limit,
-            converted={direction.name.lower(): count for direction, count in products.converted.items()},
-            saturated={direction.name.lower(): count for direction, count in products.saturated.items()},
+            converted={direction: way.converted for direction, way in conversions.items()},
+            saturated={direction: way.saturated for direction, way in conversions.items()},
         )
 
     def totals(self) -> dict[str, int]:

@@ -3,14 +3,17 @@
 import itertools
 import statistics
 import time
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
 import numpy.typing as npt
 
-from hil.config import load_settings
+# The benchmark beside this one.
+from training_bench import REPETITIONS, Counting, first_of, prepare, settings_of, verdict
+
+from hil.data.datasets import DataSet
 from hil.data.recording import RecordingTester
 from hil.data.runfile import RunWriter
 from hil.data.schema import Start
@@ -20,18 +23,10 @@ from hil.mock_hw.firmware import Firmware
 from hil.mock_hw.twin import TwinTester
 from hil.protocols.messages import Block, Direction, Readings, Region, Vectors
 from hil.replay import verify
-from hil.train import Job, train
+from hil.train import execute
 
 OPERATIONS = 1000
-
-
-class Silent:
-    """An observer that does nothing."""
-
-    def logging(self, *_: Any) -> None:
-        """Nothing."""
-
-    begin = progress = epoch = finding = logging
+IMAGES = 6000
 
 
 def log_cost(path: Path, images: npt.NDArray[np.float32]) -> float:
@@ -67,22 +62,25 @@ ANSWERS = [Readings(number, number, values, "A", 1e-9, 0, 0) for number, values 
 NUMBERS = itertools.count()
 
 
-def report_run_file(data_dir: Path | None, folder: Path, images: int) -> None:
-    """Print the size of a run's log by part, and the time of its replay against the run's."""
-    name = "mnist-mlp" if data_dir else "digits"
-    settings, text = load_settings(name, [f"train_images={images}", "epochs=1"])
-    job = Job(name, settings, text, folder / "replayed.h5", data_dir)
-    began = time.perf_counter()
-    train(job, Silent())
-    trained = time.perf_counter()
-    verdict = verify(job.out, Silent())
-    verified = time.perf_counter()
-    print(f"\n{name}, {images} images and their evaluation: {trained - began:.1f} s, ", end="")
-    print(f"replay {verified - trained:.1f} s ({(verified - trained) / (trained - began):.2f} x): {verdict}")
-    sizes = stored(job.out)
+def report_run_file(data: DataSet, folder: Path) -> None:
+    """Print the time of a run's replay against the run's, and the size of its log by part."""
+    settings, images = settings_of(), first_of(data, IMAGES)
+    trained, verified = [], []
+    for _ in range(REPETITIONS):
+        began = time.perf_counter()
+        setup, writer = prepare(settings, images, folder / "replayed.h5")
+        execute(setup, writer, partial(RecordingTester, writer=writer), Counting())
+        trained.append(time.perf_counter() - began)
+        began = time.perf_counter()
+        verdict_of_replay = verify(folder / "replayed.h5", Counting())
+        verified.append(time.perf_counter() - began)
+    ratio = statistics.median(verified) / statistics.median(trained)
+    print(f"a run of {IMAGES} images of the first epoch: {statistics.median(trained):.1f} s, ", end="")
+    print(f"replay --verify {ratio:.2f} x as long (at most 1: {verdict(ratio <= 1)}): {verdict_of_replay}")
+    sizes = stored(folder / "replayed.h5")
     whole = sum(sizes.values())
-    for part, size in sizes.items():
-        print(f"  {part:28} {size / whole:5.1%} of the log")
+    for name, size in sizes.items():
+        print(f"  {name:28} {size / whole:5.1%} of the log")
 
 
 def stored(path: Path) -> dict[str, int]:
@@ -96,7 +94,7 @@ def stored(path: Path) -> dict[str, int]:
     }
     sizes = dict.fromkeys(parts, 0)
 
-    def add(name: str, item: Any) -> None:
+    def add(name: str, item: object) -> None:
         for part, prefixes in parts.items():
             if isinstance(item, h5py.Dataset) and name.startswith(prefixes) and name.endswith("/values"):
                 sizes[part] += item.id.get_storage_size()

@@ -12,7 +12,7 @@ from torch import nn
 
 from hil.bench import connect
 from hil.config import Settings, load_settings
-from hil.data.datasets import DataSet
+from hil.data.datasets import DataSet, load
 from hil.data.recording import RecordingTester
 from hil.data.runfile import RunWriter
 from hil.data.schema import Start
@@ -80,10 +80,10 @@ class Rate:
     bytes: float  # of the file per image
 
 
-def made_up(digits: DataSet, images: int) -> DataSet:
+def made_up(images: int) -> DataSet:
     """The built-in digits, drawn three times as large in frames of 28 x 28 pixels: strokes, as in MNIST."""
     rng = np.random.default_rng(0)
-    small = digits.train_images[rng.integers(0, 1400, images)].reshape(-1, 8, 8)
+    small = load("digits").train_images[rng.integers(0, 1400, images)].reshape(-1, 8, 8)
     large = small.repeat(3, axis=1).repeat(3, axis=2)
     pixels = np.pad(large, ((0, 0), (2, 2), (2, 2))).reshape(images, 784)
     return DataSet("made-up", pixels, rng.integers(0, 10, images), pixels[:100], rng.integers(0, 10, 100), 10)

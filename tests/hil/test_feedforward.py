@@ -62,7 +62,7 @@ def test_both_paths_train_bit_for_bit_alike(
         pace = Pace(tester, 0.1)
         seen = []
         for first in range(0, IMAGES, batch):
-            seen.append(way.train(images[first : first + batch], targets[first : first + batch]))
+            seen.append(way.train(images[first : first + batch], targets[first : first + batch]).copy())
             pace.images_done(batch)
         seen.append(way.evaluate(images))
         layers = [layer for layer in model if isinstance(layer, AnalogLinear)]
@@ -79,6 +79,31 @@ def test_both_paths_train_bit_for_bit_alike(
     assert len(logs[0]["operations/op_id"]) > IMAGES // batch
     for name, column in logs[0].items():
         np.testing.assert_array_equal(column, logs[1][name], err_msg=name)
+
+
+def test_gradients_of_several_batches_add_up_on_both_paths(make_tester: MakeTester) -> None:
+    images, targets = samples()
+    chis = []
+    for direct in (True, False):
+        model = network(make_tester("pcm-analog", columns=128), nn.Sigmoid)
+        optimizer = MixedPrecisionSGD(model.parameters(), lr=1.0, granularity=100.0)
+        stack = FeedForward(model)
+        for first in (0, 7, 14):
+            x, wanted = images[first : first + 7], targets[first : first + 7]
+            if direct:
+                stack.backward(stack.forward(x) - wanted)
+            else:
+                batch = torch.from_numpy(x.copy())
+                outputs = model(batch)
+                (0.5 * (outputs - torch.from_numpy(wanted)) ** 2).sum().backward()
+                batch.zero_()  # as a loader does that fills one batch again and again
+        optimizer.step()
+        chis.append(
+            [optimizer.state[layer.weight]["chi"].numpy() for layer in model if isinstance(layer, AnalogLinear)]
+        )
+    for chi, other in zip(*chis, strict=True):
+        assert chi.any()
+        np.testing.assert_array_equal(chi, other)
 
 
 def test_a_plain_stack_takes_the_direct_path_and_others_the_graph(make_tester: MakeTester) -> None:

@@ -41,7 +41,10 @@ def digital(layer: AnalogLinear, weights_of: WeightsOf) -> nn.Linear:
 
 
 def gradient_of(weight: AnalogWeight) -> torch.Tensor:
-    return sum((torch.from_numpy(x.T @ delta) for x, delta in weight.factors), torch.zeros(weight.shape))
+    return sum(
+        (torch.from_numpy(np.vstack([x.T @ delta, delta.sum(0)])) for x, delta in weight.factors),
+        torch.zeros(weight.shape),
+    )
 
 
 def images(*shape: int, seed: int = 8) -> torch.Tensor:

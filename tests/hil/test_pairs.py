@@ -78,6 +78,32 @@ def test_a_written_difference_is_met_within_half_a_step_whatever_was_there(pairs
     assert pairs.sent[Operation.RESET] == 60
 
 
+def test_many_weights_are_written_and_named_in_slices(pairs: DifferentialPairs, mocker: MockerFixture) -> None:
+    mocker.patch("hil.pairs.SLICE", 7)
+    program = mocker.spy(pairs.tester, "program")
+    wanted = np.random.default_rng(2).uniform(1e-6, 12e-6, 30).astype(np.float32)
+    pairs.write(np.arange(30), wanted)
+    assert [len(call.args[0].cells) for call in program.call_args_list] == [14, 7] * 4 + [4, 2]
+    slices = list(pairs.slices())
+    assert [len(index) for index in slices] == [7, 7, 7, 7, 2]
+    assert np.concatenate(slices).tolist() == list(range(30))
+    plus, minus = pairs.measure(np.arange(30))
+    np.testing.assert_allclose(plus - minus, wanted, atol=STEP / 2 + 4 * READ)
+
+
+def test_a_difference_out_of_reach_is_refused_before_anything_is_sent(
+    pairs: DifferentialPairs, mocker: MockerFixture
+) -> None:
+    mocker.patch("hil.pairs.SLICE", 7)
+    program = mocker.spy(pairs.tester, "program")
+    for bad in (1e-3, -1e-3, float("nan")):
+        wanted = np.zeros(30, np.float32)
+        wanted[29] = bad
+        with pytest.raises(InputError, match="beyond"):
+            pairs.write(np.arange(30), wanted)
+    program.assert_not_called()
+
+
 def test_writing_some_weights_leaves_the_others(pairs: DifferentialPairs) -> None:
     pairs.pulse(np.arange(30), np.full(30, 2))
     pairs.write(np.array([4, 5]), np.array([3e-6, -3e-6], np.float32))

@@ -28,6 +28,11 @@ def random_pairs(tester: ArrayTester, rows: int, columns: int, scale: float = 1.
     return pairs
 
 
+def with_bias(x: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """x with the input that is always 1."""
+    return np.hstack([x.astype(float), np.ones((len(x), 1))])
+
+
 def vectors(batch: int, lines: int) -> npt.NDArray[np.float32]:
     """Of very different sizes, one all zero."""
     rng = np.random.default_rng(6)
@@ -56,24 +61,23 @@ def test_analog_products_are_those_of_the_conductances(
     weight = weights_of(random_pairs(exact, 33, 10, scale))  # an equal chip, read with 16 bits
     top, wires, row_blocks = 2 ** (bits - 1) - 1, 2 if readout == "single" else 1, -(-33 // rows)
     column_blocks = 1 if columns == 64 else 2
-    for direction, matrix, range_, blocks in (
-        (Direction.FORWARD, weight, 12 * scale, row_blocks),
-        (Direction.BACKWARD, weight.T, 6 * scale, column_blocks),
+    x, delta = vectors(5, 32), vectors(5, 10)
+    for y, driven, matrix, range_, blocks in (
+        (analog.forward(x), with_bias(x), weight, 12 * scale, row_blocks),
+        (analog.backward(delta), delta.astype(float), weight[:-1].T, 6 * scale, column_blocks),
     ):
-        x = vectors(5, matrix.shape[0])
-        y = analog.forward(x) if direction == Direction.FORWARD else analog.backward(x)
-        peak = np.abs(x).max(1)[:, None].astype(float)
+        peak = np.abs(driven).max(1)[:, None]
         resolution = peak / top * (np.abs(matrix).sum(0) / 2 + wires * blocks * range_ / 2)
-        error = np.abs(y - x.astype(float) @ matrix)
-        assert (error <= 1.001 * resolution + READ_ERROR * scale * np.abs(x).sum(1)[:, None] + 1e-12).all()
+        error = np.abs(y - driven @ matrix)
+        assert (error <= 1.001 * resolution + READ_ERROR * scale * np.abs(driven).sum(1)[:, None] + 1e-12).all()
         assert y.any()
-    assert analog.saturated == {Direction.FORWARD: 0, Direction.BACKWARD: 0}
-    assert analog.converted[Direction.FORWARD] >= 5 * 10
+    assert [way.saturated for way in analog.conversions.values()] == [0, 0]
+    assert analog.conversions[Direction.FORWARD].converted >= 5 * 10
 
 
 def test_a_batch_gives_what_its_vectors_give_one_by_one(make_tester: MakeTester) -> None:
     analog = AnalogProducts(random_pairs(make_tester(), 20, 7), 12.0, 4.0)
-    x = vectors(5, 20)
+    x = vectors(5, 19)
     np.testing.assert_array_equal(analog.forward(x), np.concatenate([analog.forward(x[n : n + 1]) for n in range(5)]))
 
 
@@ -81,10 +85,10 @@ def test_outputs_beyond_the_range_are_held_at_its_end_and_counted(make_tester: M
     pairs = DifferentialPairs(make_tester(), 20, 2, 1.0)
     pairs.write(np.arange(40), np.tile(np.array([8e-6, 0], np.float32), 20))
     analog = AnalogProducts(pairs, 12.0, 4.0)
-    y = analog.forward(np.ones((3, 20), np.float32))
+    y = analog.forward(np.ones((3, 19), np.float32))
     np.testing.assert_allclose(y[:, 0], 12, rtol=1e-3)  # 20 would be right
-    assert analog.saturated[Direction.FORWARD] == 3
-    assert analog.converted[Direction.FORWARD] == 6
+    assert analog.conversions[Direction.FORWARD].saturated == 3
+    assert analog.conversions[Direction.FORWARD].converted == 6
 
 
 @pytest.mark.parametrize(
@@ -109,9 +113,26 @@ def test_an_output_that_no_range_covers_is_refused(make_tester: MakeTester) -> N
 def test_a_vector_that_is_not_finite_ends_training(mvm: str, bad: float, make_tester: MakeTester) -> None:
     layer = products(random_pairs(make_tester(mvm=mvm), 3, 2), 12.0, 4.0, 100)
     with pytest.raises(DivergedError, match=r"a forward product .* not finite"):
-        layer.forward(np.array([[0, bad, 1]], np.float32))
+        layer.forward(np.array([[0, bad]], np.float32))
     with pytest.raises(DivergedError, match=r"a backward product .* not finite"):
         layer.backward(np.array([[bad, 1]], np.float32))
+
+
+@pytest.mark.parametrize("mvm", ["analog", "none"])
+def test_results_are_written_to_the_room_that_is_given(mvm: str, make_tester: MakeTester) -> None:
+    layer = products(random_pairs(make_tester(mvm=mvm), 20, 7), 12.0, 4.0, 100)
+    for multiply, x, outputs in ((layer.forward, vectors(3, 19), 7), (layer.backward, vectors(3, 7), 19)):
+        room = np.full((3, outputs), np.nan, np.float32)
+        assert multiply(x, room) is room
+        np.testing.assert_array_equal(room, multiply(x))
+
+
+@pytest.mark.parametrize("mvm", ["analog", "none"])
+def test_vectors_that_do_not_fit_are_refused(mvm: str, make_tester: MakeTester) -> None:
+    layer = products(random_pairs(make_tester(mvm=mvm), 20, 7), 12.0, 4.0, 100)
+    for multiply, lines in ((layer.forward, 20), (layer.forward, 18), (layer.backward, 8), (layer.backward, 6)):
+        with pytest.raises(ValueError, match="do not fit"):
+            multiply(vectors(1, lines))
 
 
 def test_the_tester_decides_who_multiplies(make_tester: MakeTester) -> None:
@@ -126,16 +147,16 @@ class TestHostProducts:
 
     def test_products_are_those_of_the_cells_as_read(self, pairs: DifferentialPairs, weights_of: WeightsOf) -> None:
         host, weight = HostProducts(pairs, 100), weights_of(pairs)
-        x, delta = vectors(5, 20), vectors(5, 7)
-        np.testing.assert_allclose(host.forward(x), x @ weight, rtol=1e-4, atol=1e-6)
-        np.testing.assert_allclose(host.backward(delta), delta @ weight.T, rtol=1e-4, atol=1e-6)
+        x, delta = vectors(5, 19), vectors(5, 7)
+        np.testing.assert_allclose(host.forward(x), with_bias(x) @ weight, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(host.backward(delta), delta @ weight[:-1].T, rtol=1e-4, atol=1e-6)
 
     def test_cells_are_read_once_and_again_only_where_programmed(
         self, pairs: DifferentialPairs, weights_of: WeightsOf, mocker: MockerFixture
     ) -> None:
         host = HostProducts(pairs, 100)
         reads = mocker.spy(pairs.tester, "read")
-        x = vectors(1, 20)
+        x = vectors(1, 19)
         host.forward(x)
         assert [len(call.args[0]) for call in reads.call_args_list] == [280]
         host.backward(vectors(1, 7))
@@ -146,11 +167,21 @@ class TestHostProducts:
             host.changed(np.array(index))
         weight = weights_of(pairs)
         reads.reset_mock()
-        np.testing.assert_allclose(host.backward(vectors(1, 7)), vectors(1, 7) @ weight.T, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(host.backward(vectors(1, 7)), vectors(1, 7) @ weight[:-1].T, rtol=1e-4, atol=1e-6)
         (call,) = reads.call_args_list
         placement = pairs.placement
         wanted = [(cells.row[n], cells.column[n]) for cells in (placement.plus, placement.minus) for n in (3, 50, 51)]
         assert list(zip(call.args[0].row, call.args[0].column, strict=True)) == wanted
+
+    def test_many_cells_are_read_in_slices(
+        self, pairs: DifferentialPairs, weights_of: WeightsOf, mocker: MockerFixture
+    ) -> None:
+        mocker.patch("hil.pairs.SLICE", 60)
+        host, weight = HostProducts(pairs, 100), weights_of(pairs)
+        reads = mocker.spy(pairs.tester, "read")
+        x = vectors(3, 19)
+        np.testing.assert_allclose(host.forward(x), with_bias(x) @ weight, rtol=1e-4, atol=1e-6)
+        assert [len(call.args[0]) for call in reads.call_args_list] == [120, 120, 40]
 
     def test_all_cells_are_read_again_after_so_many_vectors(
         self, pairs: DifferentialPairs, mocker: MockerFixture
@@ -159,7 +190,7 @@ class TestHostProducts:
         reads = mocker.spy(pairs.tester, "read")
         at = []
         for _ in range(10):
-            host.forward(vectors(2, 20))
+            host.forward(vectors(2, 19))
             host.backward(vectors(2, 7))
             at.append(reads.call_count)
         assert at == [1, 1, 1, 2, 2, 2, 3, 3, 3, 4]
@@ -167,23 +198,23 @@ class TestHostProducts:
 
     def test_what_is_forgotten_is_read_again(self, pairs: DifferentialPairs, mocker: MockerFixture) -> None:
         host = HostProducts(pairs, 100)
-        host.forward(vectors(1, 20))
+        host.forward(vectors(1, 19))
         reads = mocker.spy(pairs.tester, "read")
         host.forget()
         host.changed(np.array([1]))
-        host.forward(vectors(1, 20))
+        host.forward(vectors(1, 19))
         assert [len(call.args[0]) for call in reads.call_args_list] == [280]
 
     def test_cells_that_the_host_was_not_told_of_keep_their_old_reading(self, pairs: DifferentialPairs) -> None:
         host = HostProducts(pairs, 100)
-        before = host.forward(vectors(1, 20))
+        before = host.forward(vectors(1, 19))
         pairs.pulse(np.arange(140), np.full(140, 3))
-        np.testing.assert_array_equal(host.forward(vectors(1, 20)), before)
+        np.testing.assert_array_equal(host.forward(vectors(1, 19)), before)
 
     def test_each_reading_of_a_noisy_chip_gives_other_weights(self, make_tester: MakeTester) -> None:
         pairs = random_pairs(make_tester("pcm-90nm"), 20, 7)
         host = HostProducts(pairs, 100)
-        x = vectors(1, 20)
+        x = vectors(1, 19)
         first, second = host.forward(x), host.forward(x)
         host.forget()
         np.testing.assert_array_equal(first, second)
@@ -192,7 +223,7 @@ class TestHostProducts:
 
 def test_a_layer_of_another_scale_has_weights_in_proportion(make_tester: MakeTester) -> None:
     small, large = (AnalogProducts(random_pairs(make_tester(), 20, 7, s), 12.0 * s, 4.0 * s) for s in (0.1, 1.0))
-    x = vectors(1, 20)
+    x = vectors(1, 19)
     np.testing.assert_allclose(10 * small.forward(x), large.forward(x), rtol=1e-5)
 
 
