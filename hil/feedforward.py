@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import nn
 
-from hil.kernels import F32
+from hil.kernels import F32, sigmoid_backward
 from hil.layers import AnalogLinear, AnalogWeight
 
 aten = torch.ops.aten
@@ -46,13 +46,13 @@ class Step(ABC):
 
 
 class Sigmoid(Step):
-    """As in torch; it and the other activations call the operators that autograd calls."""
+    """As in torch, bit for bit; the other activations call the operators that autograd calls."""
 
     def forward(self) -> None:
         torch.sigmoid(self.x.tensor, out=self.y.tensor)
 
     def backward(self) -> None:
-        aten.sigmoid_backward.grad_input(self.y_gradient.tensor, self.y.tensor, grad_input=self.x_gradient.tensor)
+        sigmoid_backward(self.y_gradient.array, self.y.array, self.x_gradient.array)
 
 
 class Tanh(Step):

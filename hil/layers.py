@@ -79,8 +79,9 @@ class AnalogLinear(nn.Module):
         """(..., in_features) to (..., out_features). Raises `InputError` for another number of features."""
         if x.shape[-1:] != (self.in_features,):
             raise InputError(f"input of shape {tuple(x.shape)}: the layer takes (..., {self.in_features})")
-        result: Tensor = AnalogProduct.apply(x.reshape(-1, self.in_features), self.weight)  # type: ignore[no-untyped-call]
-        return result.reshape(*x.shape[:-1], self.out_features)
+        flat = x if x.dim() == 2 else x.reshape(-1, self.in_features)  # each call into torch takes microseconds
+        result: Tensor = AnalogProduct.apply(flat, self.weight)  # type: ignore[no-untyped-call]
+        return result if x.dim() == 2 else result.reshape(*x.shape[:-1], self.out_features)
 
     def train(self, mode: bool = True) -> Self:
         """As in torch; entering evaluation makes a host-multiplied layer read its cells again."""

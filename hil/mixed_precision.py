@@ -116,6 +116,7 @@ class MixedPrecisionSGD(torch.optim.Optimizer):
         if not lr > 0 or not granularity > 0 or (max_pulses is not None and max_pulses < 1):
             raise InputError(f"lr={lr}, granularity={granularity} and max_pulses={max_pulses} must be above 0")
         self._layer_of: dict[Tensor, _Layer] = {}
+        self._plain = False  # whether there are other parameters
         super().__init__(params, {"lr": lr})
         self.granularity = granularity
         self.max_pulses = max_pulses
@@ -129,6 +130,8 @@ class MixedPrecisionSGD(torch.optim.Optimizer):
             if isinstance(parameter, AnalogWeight):
                 chi = self.state[parameter]["chi"] = torch.zeros(parameter.pairs.shape)
                 self._layer_of[parameter] = _Layer(parameter, chi)
+            else:
+                self._plain = True
 
     def state_dict(self) -> dict[str, Any]:
         """As in torch, with what else is known of each analog weight under `analog`."""
@@ -151,12 +154,12 @@ class MixedPrecisionSGD(torch.optim.Optimizer):
         return self._layer_of[weight].counts
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget gradients, those of analog weights too."""
-        super().zero_grad(set_to_none)
+        """Forget gradients, those of analog weights too, which have nothing that torch knows of."""
         for layer in self._layer_of.values():
             layer.weight.factors.clear()
+        if self._plain:
+            super().zero_grad(set_to_none)
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Take the gradients of the last backward passes into chi, send pulses, and refresh when it is time."""
         loss = None
@@ -183,5 +186,6 @@ class MixedPrecisionSGD(torch.optim.Optimizer):
                     layer = self._layer_of[parameter]
                     images = max(images, layer.update(group["lr"], self.granularity, self.max_pulses))
                 elif parameter.grad is not None:
-                    parameter.add_(parameter.grad, alpha=-group["lr"])
+                    with torch.no_grad():
+                        parameter.add_(parameter.grad, alpha=-group["lr"])
         return images

@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-BLOCK = 1 << 16
+BLOCK = 1 << 13
+"""Normals that are drawn at a time: few enough to stay in a fast cache."""
 
 
 class NormalSource:
@@ -14,7 +15,8 @@ class NormalSource:
     def __init__(self, seed: np.random.SeedSequence) -> None:
         self._generator = np.random.Generator(np.random.SFC64(seed))
         self._before: dict[str, Any] = dict(self._generator.bit_generator.state)
-        self._block = np.empty(0, np.float32)
+        self._memory = np.empty(0, np.float32)
+        self._block = self._memory
         self._position = 0
 
     def take(self, count: int) -> npt.NDArray[np.float32]:
@@ -24,7 +26,7 @@ class NormalSource:
         end = self._position + count
         if end > len(self._block):
             self._before = dict(self._generator.bit_generator.state)
-            self._block = self._generator.standard_normal(max(BLOCK, count), np.float32)
+            self._draw(max(BLOCK, count))
             self._position, end = 0, count
         taken = self._block[self._position : end]
         self._position = end
@@ -38,5 +40,12 @@ class NormalSource:
         """Go on from where `state()` was taken."""
         self._before = dict(state["generator"])
         self._generator.bit_generator.state = self._before
-        self._block = self._generator.standard_normal(state["drawn"], np.float32)
+        self._draw(state["drawn"])
         self._position = state["position"]
+
+    def _draw(self, count: int) -> None:
+        """The next block, in memory that is used again: fresh memory costs more than the normals."""
+        if len(self._memory) < count:
+            self._memory = np.empty(count, np.float32)
+        self._block = self._memory[:count]
+        self._generator.standard_normal(out=self._block, dtype=np.float32)

@@ -32,7 +32,7 @@ devices of each block, the chip's cells (CELL) and drift exponents."""
 
 NONE = -1  # a line that is not in a block
 NEVER = np.iinfo(np.int64).max // 2
-GROUP = 8  # crossings of a word line that are due together
+GROUP = 4  # crossings of a word line that are due together
 
 # One record per cell, so that a pulse touches one line of the processor's cache; packed, as there may be 10^8.
 CELL = np.dtype(

@@ -16,6 +16,7 @@ from hil.data.runfile import RunWriter
 from hil.data.schema import Start
 from hil.feedforward import ACTIVATIONS, FeedForward
 from hil.instruments.tester import ArrayTester
+from hil.kernels import sigmoid_backward
 from hil.layers import AnalogLinear
 from hil.mixed_precision import MixedPrecisionSGD, Refresh
 from hil.pace import Pace
@@ -153,3 +154,15 @@ def test_accuracy_is_the_fraction_of_largest_outputs_at_the_label() -> None:
     images = np.eye(4, dtype=np.float32)[[0, 1, 2, 3, 0, 1, 2]]
     assert accuracy(echo, images, np.array([0, 1, 2, 3, 1, 2, 2]), batch=3) == 5 / 7
     assert echo.calls == 3
+
+
+@pytest.mark.parametrize("features", [1, 7, 8, 15, 16, 250])
+def test_the_derivative_of_a_sigmoid_has_the_bits_of_torchs(features: int) -> None:
+    rng = np.random.default_rng(features)
+    gradient, output = rng.normal(0, 3, (40, features)).astype(np.float32), rng.random((40, features), np.float32)
+    output[0] = 0
+    output[1] = 1
+    result = np.empty_like(output)
+    sigmoid_backward(gradient, output, result)
+    expected = torch.ops.aten.sigmoid_backward(torch.from_numpy(gradient), torch.from_numpy(output)).numpy()
+    assert result.tobytes() == expected.tobytes()
