@@ -4,7 +4,7 @@ import numpy as np
 
 from hil.mock_hw import physics
 from hil.mock_hw.chips import ChipParameters
-from hil.mock_hw.matrix import Matrix
+from hil.mock_hw.matrix import ALL, Matrix
 from hil.mock_hw.normals import NormalSource
 from hil.mock_hw.parameters import PcmParameters
 from hil.protocols.limits import outside_chip
@@ -107,8 +107,9 @@ class Chip:
         out: Codes = np.empty((len(codes), region.outputs(direction)), self._adc_dtype)
         normals = self.normals.take(out.size) if self.parameters.cell.read_noise else NO_NORMALS
         matrix = self._matrices.get(region.handle) or self._matrix(region)
-        matrix.follow_drift(self.now_ns)
-        reads = self.row_reads if direction == Direction.FORWARD else self.column_reads
+        forward = direction == Direction.FORWARD
+        matrix.follow_drift(self.now_ns, codes if forward else ALL)
+        reads = self.row_reads if forward else self.column_reads
         step = full_scale / self._adc_top
         saturated = matrix.multiply(direction, codes, self._volt, normals, step, self._adc_top, out, reads)
         return out, saturated

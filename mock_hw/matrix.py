@@ -15,6 +15,9 @@ DRIFT_BOUND = 0.015
 OLDEST = 4e9
 """Age (s) beyond which drift is no longer followed: beyond the hundred years that a chip lives."""
 
+ALL: Codes = np.empty((0, 0), np.int8)
+"""Stands for codes that drive all word lines."""
+
 
 def age_classes(nu: float, p: PcmParameters) -> physics.Records:
     """Classes in which G differs by no more than `DRIFT_BOUND` from its value at the middle age, for drift exponents up
@@ -57,10 +60,12 @@ class Matrix:
         if physics.touch(self._due, self._places, self._devices, cells.array, cells.row, cells.column):
             self._due_ns = 0
 
-    def follow_drift(self, now_ns: int) -> None:
-        """Bring weights and variances to device time `now_ns`, within `DRIFT_BOUND`."""
+    def follow_drift(self, now_ns: int, codes: Codes = ALL) -> None:
+        """Bring weights and variances to device time `now_ns`, within `DRIFT_BOUND`: all, or those on word lines that
+        forward `codes` (batch, inputs) drive.
+        """
         if now_ns >= self._due_ns:
-            self._due_ns = physics.age(self._crossings, self._due, self._devices, now_ns, self._constants)
+            self._due_ns = physics.age(self._crossings, self._due, self._devices, codes, now_ns, self._constants)
 
     def multiply(
         self,
@@ -112,6 +117,7 @@ def _word_lines(blocks: Sequence[Block], table: physics.Records, chip: ChipParam
         part["base"] = (int(block.array) * chip.rows + block.rows.astype(np.int64)) * chip.columns
         part["start"] = entry["start"] + np.arange(len(block.rows)) * len(block.columns)
         part["lines"], part["columns"] = entry["first_line"], len(block.columns)
+        part["input"] = block.row_offset + np.arange(len(block.rows))
     return word_lines
 
 

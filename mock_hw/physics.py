@@ -54,6 +54,7 @@ WORD_LINE = np.dtype(
         ("start", np.int64),  # its first crossing in the matrix
         ("lines", np.int32),  # where the bit lines of its devices begin, in `lines`
         ("columns", np.int32),  # its crossings
+        ("input", np.int32),  # of a forward product, which drives it
     ],
     align=True,
 )
@@ -249,12 +250,17 @@ def touch(
 
 
 @njit(cache=True)
-def age(crossings: Crossings, due: tuple[I64, I64], devices: int, now_ns: int, parameters: Records) -> int:
-    """Bring what is due to device time `now_ns`; returns when the next will be."""
+def age(
+    crossings: Crossings, due: tuple[I64, I64], devices: int, codes: Codes, now_ns: int, parameters: Records
+) -> int:
+    """Bring what is due to device time `now_ns`; returns when the next will be.
+
+    Word lines that none of a batch of forward `codes` (batch, inputs) drives stay due; without codes all are driven.
+    """
     group_due, line_due = due
     first = np.int64(NEVER)
     for r in range(line_due.size):
-        if now_ns >= line_due[r]:
+        if now_ns >= line_due[r] and _driven(codes, crossings[3][r].input):
             line_due[r] = NEVER
             for group in range(-(-crossings[3][r].columns // GROUP)):
                 if now_ns >= group_due[r, group]:
@@ -262,6 +268,14 @@ def age(crossings: Crossings, due: tuple[I64, I64], devices: int, now_ns: int, p
                 line_due[r] = min(line_due[r], group_due[r, group])
         first = min(first, line_due[r])
     return first  # type: ignore[return-value]
+
+
+@njit(cache=True)
+def _driven(codes: Codes, line: int) -> bool:
+    for b in range(codes.shape[0]):
+        if codes[b, line] != 0:
+            return True
+    return codes.shape[0] == 0
 
 
 @njit(cache=True)

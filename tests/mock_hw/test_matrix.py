@@ -190,6 +190,25 @@ def test_what_is_not_due_is_not_looked_at(make_chip: MakeChip) -> None:
     assert np.flatnonzero(matrix.weight != 99).tolist() == [6, 7, 8]  # the group of the pulsed device
 
 
+def test_word_lines_that_are_not_driven_wait_until_they_are(make_chip: MakeChip) -> None:
+    chip = make_chip()
+    kept, lazy = matrix_of(chip, PAIRS), matrix_of(chip, PAIRS)
+    rng = np.random.default_rng(14)
+    for _ in range(60):
+        pulse_some(chip, rng, [kept, lazy])
+        chip.advance(int(10 ** rng.uniform(3, 13)))
+        codes = rng.choice([0, 0, 0, 5, -5], (2, len(ROWS))).astype(np.int8)
+        before = weights(lazy).copy()
+        lazy.follow_drift(chip.now_ns, codes)
+        kept.follow_drift(chip.now_ns)
+        driven = codes.any(0)
+        assert np.array_equal(weights(lazy)[driven], weights(kept)[driven])
+        assert np.array_equal(weights(lazy)[~driven], before[~driven])
+    assert not np.array_equal(lazy.weight, kept.weight)
+    lazy.follow_drift(chip.now_ns)
+    assert np.array_equal(lazy.weight, kept.weight)
+
+
 @pytest.mark.parametrize("nu", [0.001, 0.04, 0.3, 1.0])
 def test_an_age_class_ends_before_the_drift_within_it_passes_the_bound(make_chip: MakeChip, nu: float) -> None:
     p = make_chip(nu=nu).parameters.cell
