@@ -273,9 +273,9 @@ def age(
 @njit(cache=True)
 def _driven(codes: Codes, line: int) -> bool:
     for b in range(codes.shape[0]):
-        if codes[b, line] != 0:
+        if codes[b, line]:
             return True
-    return codes.shape[0] == 0
+    return not codes.shape[0]
 
 
 @njit(cache=True)

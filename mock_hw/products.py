@@ -36,6 +36,9 @@ BLOCK = np.dtype(
     align=True,
 )
 
+TOGETHER = 16
+"""Vectors that are multiplied at a time: few enough for their sums to stay in the fastest cache."""
+
 # Sums may be reassociated so that they vectorise; no value is assumed finite.
 FAST = {"reassoc", "contract", "nsz"}
 
@@ -59,6 +62,24 @@ def _count_reads(codes: Codes, first: int, lines: U16, devices: int, reads: U64)
             reads[lines[i]] += np.uint64(codes[b, first + i // devices] != 0)
 
 
+@njit(inline="always")
+def _add_rows(w: F32, s: F32, codes: Codes, volt: float, total: F32, spread: F32) -> None:
+    """Currents and their variances of vectors `codes` (n, rows) into `total` and `spread` (n or more, columns); `s` is
+    empty without noise. Row by row, so that a row is fetched once for all vectors.
+    """
+    total[: codes.shape[0]] = 0
+    spread[: codes.shape[0]] = 0
+    for i in range(w.shape[0]):
+        for b in range(codes.shape[0]):
+            if codes[b, i] == 0:
+                continue
+            v = np.float32(codes[b, i] * volt)
+            for j in range(w.shape[1]):
+                total[b, j] += v * w[i, j]
+            for j in range(w.shape[1] if s.size else 0):
+                spread[b, j] += v * v * s[i, j]
+
+
 @njit(cache=True, fastmath=FAST, error_model="numpy")
 def forward(
     weight: F32,
@@ -80,26 +101,17 @@ def forward(
         crossings = slice(block.start, block.start + rows * columns)
         w, s = weight[crossings].reshape(rows, columns), variance[crossings].reshape(rows, columns)
         _count_reads(codes, first, lines[block.first_row : block.first_row + rows], 1, reads[block.array])
-        total, spread = np.empty(columns, np.float32), np.empty(columns, np.float32)
-        for b in range(codes.shape[0]):
-            total[:] = 0
-            spread[:] = 0
-            for i in range(rows):
-                code = codes[b, first + i]
-                if code == 0:
-                    continue
-                v = np.float32(code * volt)
+        total, spread = np.empty((TOGETHER, columns), np.float32), np.empty((TOGETHER, columns), np.float32)
+        for start in range(0, codes.shape[0], TOGETHER):
+            part = codes[start : start + TOGETHER, first : first + rows]
+            _add_rows(w, s if normals.size else s[:0], part, volt, total, spread)
+            for b in range(part.shape[0]):
                 for j in range(columns):
-                    total[j] += v * w[i, j]
-                if normals.size:
-                    for j in range(columns):
-                        spread[j] += v * v * s[i, j]
-            for j in range(columns):
-                current = np.float64(total[j])
-                if normals.size:
-                    current += np.sqrt(spread[j]) * normals[b * out.shape[1] + at + j]
-                out[b, at + j], met = to_code(current, step, top)
-                saturated += met
+                    current = np.float64(total[b, j])
+                    if normals.size:
+                        current += np.sqrt(spread[b, j]) * normals[(start + b) * out.shape[1] + at + j]
+                    out[start + b, at + j], met = to_code(current, step, top)
+                    saturated += met
         at += columns
     return saturated
 

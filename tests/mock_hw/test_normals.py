@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from hil.mock_hw.normals import BLOCK, NormalSource
+from hil.mock_hw.normals import BLOCK, EDGES, HEIGHTS, LAYERS, NormalSource, ziggurat
 
 
 def source(seed: int = 1) -> NormalSource:
@@ -15,6 +15,52 @@ def test_the_values_are_standard_normal_in_single_precision() -> None:
     values = source().take(100_000)
     assert values.dtype == np.float32
     assert stats.kstest(values, "norm").pvalue > 1e-4
+
+
+def test_all_layers_have_the_same_area() -> None:
+    assert len(EDGES) == LAYERS + 1
+    areas = EDGES[1:-1] * np.diff(HEIGHTS[1:])
+    np.testing.assert_allclose(areas, EDGES[0] * HEIGHTS[1], rtol=1e-9)
+
+
+def test_moments_body_and_tails_are_those_of_the_normal_distribution() -> None:
+    normals, count = source(3), 1 << 23
+    values = np.concatenate([normals.take(1 << 20).astype(np.float64) for _ in range(count >> 20)])
+    for power, expected, variance in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)):
+        assert abs((values**power).mean() - expected) < 5 * np.sqrt(variance / count)
+    edges = np.concatenate([[-np.inf], np.linspace(-4.2, 4.2, 200), [np.inf]])
+    expected_counts = np.diff(stats.norm.cdf(edges)) * count
+    counts = np.histogram(values, edges)[0]
+    assert stats.chi2.sf((((counts - expected_counts) ** 2) / expected_counts).sum(), len(counts) - 1) > 1e-4
+    for beyond in (3.6, 3.7, 4.0, 4.5):  # the tail begins at 3.65
+        mean = 2 * stats.norm.sf(beyond) * count
+        assert abs((np.abs(values) > beyond).sum() - mean) < 5 * np.sqrt(mean)
+
+
+def test_neighbouring_values_are_independent() -> None:
+    values = source(4).take(1 << 20).astype(np.float64)
+    for lag in (1, 2, 3, LAYERS):
+        for a, b in ((values[:-lag], values[lag:]), (np.abs(values[:-lag]), np.abs(values[lag:]))):
+            assert abs(np.corrcoef(a, b)[0, 1]) < 5 / np.sqrt(len(a))
+
+
+def test_compiled_and_plain_python_make_the_same_normals_of_the_same_words() -> None:
+    words = np.random.SFC64(5).random_raw(20_000)
+    compiled, plain = np.empty(19_000, np.float32), np.empty(19_000, np.float32)
+    done = ziggurat(words, EDGES, HEIGHTS, compiled)
+    with np.errstate(over="ignore"):
+        assert ziggurat.py_func(words, EDGES, HEIGHTS, plain) == done == len(compiled)
+    np.testing.assert_allclose(plain, compiled, rtol=1e-6)
+
+
+def test_where_the_words_end_the_normals_made_so_far_are_whole() -> None:
+    words = np.random.SFC64(6).random_raw(1000)
+    some, more = np.full(2000, np.nan, np.float32), np.empty(800, np.float32)
+    done = ziggurat(words, EDGES, HEIGHTS, some)
+    assert 900 < done < 1000
+    assert np.isnan(some[done:]).all()
+    assert ziggurat(words, EDGES, HEIGHTS, more) == 800
+    assert np.array_equal(some[:800], more)
 
 
 def test_the_same_requests_after_the_same_seed_give_the_same_values() -> None:
