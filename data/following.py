@@ -23,6 +23,8 @@ from hil.protocols.messages import (
     Vectors,
 )
 
+MARKERS = (Operation.MVM_FORWARD, Operation.MVM_BACKWARD, Operation.WAIT)
+"""Operations that every run of the same host has in the same order."""
 LOOK_AHEAD = 64
 """Operations among which the one that is asked for is looked for: a few images' worth. CHOSEN."""
 
@@ -112,7 +114,7 @@ class FollowingTester(ReplayTester):
         return self._receipt(row)
 
     def _next(self, fits: Callable[[Row], bool]) -> Row | None:
-        """The next operation that fits, near enough; none of another kind of product or wait is passed over for it."""
+        """The next operation that fits, near enough; no product and no wait is passed over for it."""
         position, start = self.recorded, self.recorded.next
         for number in range(start, min(start + LOOK_AHEAD, position.length)):
             position.next = number
@@ -122,6 +124,8 @@ class FollowingTester(ReplayTester):
             if fits(row):
                 self._skip(start, number)
                 return row
+            if row.kind in MARKERS:
+                break
         position.next = start
         return None
 

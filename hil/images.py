@@ -18,6 +18,9 @@ KEPT_BYTES = 2**28
 PEAK = 255
 """Grey level that stands for 1."""
 
+PART = 1000
+"""Images that are converted at a time."""
+
 PARTS = ("train_images", "train_labels", "test_images", "test_labels")
 SNAPSHOT = "data"
 
@@ -82,9 +85,14 @@ def _as_codes(values: Values) -> Values:
     """Bytes instead of grey levels, a tenth of their size after compression, where that loses nothing."""
     if values.dtype != np.float32:
         return values
-    with np.errstate(invalid="ignore"):  # what is no number is not equal below
-        codes = np.rint(values * PEAK).astype(np.uint8)
-    return codes if np.array_equal(scale(codes, PEAK), values) else values
+    codes = np.empty(values.shape, np.uint8)
+    for start in range(0, len(values), PART):  # all at once would take three times their memory
+        part = slice(start, start + PART)
+        with np.errstate(invalid="ignore"):  # what is no number is not equal below
+            codes[part] = np.rint(values[part] * PEAK).astype(np.uint8)
+        if not np.array_equal(scale(codes[part], PEAK), values[part]):
+            return values
+    return codes
 
 
 def _from_codes(part: str, values: Values) -> Values:

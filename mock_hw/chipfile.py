@@ -3,6 +3,7 @@
 import io
 import json
 import os
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -87,18 +88,16 @@ def _write(file: h5py.File, firmware: Firmware, identity: Identity) -> None:
     file["about"] = json.dumps(about, default=_plain)
     if isinstance(reply, Readings):
         file["reply_codes"] = reply.codes
-    for name, values in _arrays_of(chip).items():
+    for name, values in _arrays_of(chip):
         file.create_dataset(f"arrays/{name}", data=values, chunks=True, **hdf5plugin.Bitshuffle(cname="lz4"))
 
 
-def _arrays_of(chip: Chip) -> dict[str, npt.NDArray[Any]]:
-    """All arrays that make up the chip's state; counts whole."""
-    arrays: dict[str, npt.NDArray[Any]] = {name: chip.cells[name] for name in CELL.names or ()}
-    for name in CARRY.names or ():
-        arrays[name] = chip.count(name).astype(np.uint32)
+def _arrays_of(chip: Chip) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+    """All arrays that make up the chip's state by name, counts whole; one at a time, because they are large."""
+    for name in CELL.names or ():
+        yield name, chip.count(name).astype(np.uint32) if name in (CARRY.names or ()) else chip.cells[name]
     for name in ("step_scale", "nu", "row_reads", "column_reads"):
-        arrays[name] = vars(chip)[name]
-    return arrays
+        yield name, vars(chip)[name]
 
 
 def _set_array(chip: Chip, name: str, values: npt.NDArray[Any]) -> None:
@@ -124,7 +123,7 @@ def _arrays(value: dict[str, Any]) -> Any:
 def _read(file: h5py.File) -> tuple[Firmware, str, str]:
     about = json.loads(file["about"][()], object_hook=_arrays)
     chip = Chip(chips.from_json(about["parameters"]), np.random.SeedSequence(0))
-    for name, values in _arrays_of(chip).items():
+    for name, values in _arrays_of(chip):
         stored = file[f"arrays/{name}"]
         if stored.shape != values.shape or stored.dtype != values.dtype:
             raise ValueError(f"arrays/{name} is {stored.dtype} {stored.shape}, expected {values.dtype} {values.shape}")

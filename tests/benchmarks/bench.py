@@ -49,7 +49,7 @@ def report_memory(data_dir: Path | None, folder: Path) -> None:
     empty = peak_memory([sys.executable, "-c", "import torch"])
     print(f"memory: an interpreter with torch takes {empty:.0f} MB")
     name, options = ("mnist-mlp", ["--data-dir", str(data_dir)]) if data_dir else ("digits", [])
-    for images in (3000, 30_000) if data_dir else (700, 1400):
+    for images in (3000, 60_000) if data_dir else (700, 1400):
         out = folder / f"{images}.h5"
         command = [str(HIL), "train", name, *options, "--epochs", "1", "--out", str(out), "--json"]
         more = peak_memory([*command, "--set", f"train_images={images}"]) - empty

@@ -12,6 +12,8 @@ import torch
 SIZES = (10**4, 10**5, 10**6, 10**7, 10**8)
 DENSITY = 0.2
 """Share of an image's pixels that are not 0; MNIST's is 0.19."""
+AGED = 1e5
+"""Age of the devices (s)."""
 ROWS, COLUMNS = 512, 2048
 """Lines of the largest array."""
 
@@ -39,14 +41,14 @@ def network(devices: int) -> dict[str, Any]:
     from hil.data.datasets import DataSet
 
     width = round(math.sqrt(devices / 2))
-    images = max(20, min(3000, 2 * 10**9 // devices))
+    images = max(40, min(3000, 2 * 10**9 // devices))
     rng = np.random.default_rng(1)
     pixels = rng.random((images, width), np.float32)
     pixels *= rng.random(pixels.shape, np.float32) < DENSITY
     labels = rng.integers(0, 10, images)
     data = DataSet("made-up", pixels, labels, pixels[:1], labels[:1], 10)
     settings = settings_of(f"hidden=[{width}]", f"tester={chip_for(width)}", f"lr={0.1 / width}", "refresh_images=0")
-    rate = unlogged(settings, data)
+    rate = unlogged(settings, data, aged=AGED)  # fresh devices of a large chip all drift at once
     return {"width": width, "seconds": 1 / rate.images, "pulses": rate.pulses, "memory": peak() - WITH_TORCH}
 
 

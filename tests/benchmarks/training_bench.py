@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from hil.bench import connect
@@ -120,12 +121,17 @@ def logged(settings: Settings, data: DataSet, path: Path) -> Rate:
     return Rate(result.images_per_second, observer.pulses_per_image, path.stat().st_size / result.images)
 
 
-def unlogged(settings: Settings, data: DataSet) -> Rate:
-    """The same without a log."""
+def unlogged(settings: Settings, data: DataSet, aged: float = 0.0) -> Rate:
+    """The same without a log; with devices that have aged (s) since they were written."""
     raw = connect(settings.tester, twin_seed(settings))
     weights = first_weights(settings, data, raw.capabilities())
     setup, observer = Setup(Job("mnist-mlp", settings, "", Path()), data, weights, raw), Counting()
-    result = execute(setup, NoLog(), lambda tester: tester, observer)
+
+    def age(training: Training) -> None:
+        raw.wait(aged)
+        training.model(torch.ones(1, data.train_images.shape[1]))  # which follows the drift
+
+    result = execute(setup, NoLog(), lambda tester: tester, observer, age if aged else None)
     return Rate(result.images_per_second, observer.pulses_per_image, 0)
 
 
