@@ -218,3 +218,17 @@ def test_a_damaged_file_is_refused_by_path(path: Path, damage: Callable[[h5py.Fi
     with h5py.File(path, "r+") as file:
         damage(file)
     refused(path)
+
+
+def test_counts_of_pulses_and_reads_come_back_whole(make_chip: MakeChip) -> None:
+    firmware = Firmware(make_chip())
+    cells = Cells.of(0, [1, 2], 3)
+    counts = np.array([5, 1000], np.uint16)
+    for n in range(1, 601, 2):
+        firmware.program(n, PulseBatch(cells, Operation.SET, counts, firmware.capabilities.set_pulse))
+        firmware.read(n + 1, cells)
+    again, _, _ = chipfile.parse(chipfile.dump(firmware, IDENTITY))
+    places = again.chip.locate(cells)
+    assert again.chip.count("set_count")[places].tolist() == [1500, 300_000]
+    assert again.chip.count("read_count")[places].tolist() == [300, 300]
+    assert again.chip.count("reset_count").sum() == 0
