@@ -235,9 +235,9 @@ def test_no_cell_is_pulsed_unless_it_is_allowed_and_then_only_those_that_are_nam
 ) -> None:
     pulsed: list[Cells] = []
 
-    def watched(program: Any, self: Chip, pulses: PulseBatch, flat: Any) -> Any:
+    def watched(program: Any, self: Chip, pulses: PulseBatch, flat: Any, total: int) -> Any:
         pulsed.append(pulses.cells)
-        return program(self, pulses, flat)
+        return program(self, pulses, flat, total)
 
     wrap(monkeypatch, Chip, "program", watched)
     with served("pcm-analog") as server:

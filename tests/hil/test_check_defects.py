@@ -73,6 +73,16 @@ def wrap(owner: Any, name: str, wrapper: Callable[..., Any]) -> Break:
     return break_
 
 
+def both(*breaks: Break) -> Break:
+    """Several at once."""
+
+    def break_(monkeypatch: pytest.MonkeyPatch) -> None:
+        for one in breaks:
+            one(monkeypatch)
+
+    return break_
+
+
 def failures(report: Report) -> dict[str, str]:
     return {outcome.name: outcome.detail for outcome in report.failed}
 
@@ -129,37 +139,37 @@ class StrictReader(FrameReader):
             super().feed(data)
 
 
-def run_again(once: Any, self: Any, op_id: int, operation: Any, content: Any, kind: Any, run: Any) -> Any:
-    """As `_once`, but an id that is equal to the last one runs."""
+def run_again(repeated: Any, self: Any, op_id: int, operation: Any, content: Any) -> Any:
+    """As `_repeated`, but an id that is equal to the last one runs."""
     if op_id == self.last_op_id and operation == self.last_operation:
         self.last_op_id -= 1
-    return once(self, op_id, operation, content, kind, run)
+    return repeated(self, op_id, operation, content)
 
 
-def new_draw(once: Any, self: Any, op_id: int, operation: Any, content: Any, kind: Any, run: Any) -> Any:
-    now = self.chip.now_ns
-    reply = run_again(once, self, op_id, operation, content, kind, run)
-    if op_id == getattr(self, "newest", None):
-        self.chip.now_ns = now
-        reply = replace(reply, time_ns=now)
-    self.newest = op_id
-    return reply
+def new_draw(repeated: Any, self: Any, op_id: int, operation: Any, content: Any) -> Any:
+    """As `run_again`, but no time passes."""
+    self.again = op_id == self.last_op_id and operation == self.last_operation
+    return run_again(repeated, self, op_id, operation, content)
 
 
-def accept_lower(once: Any, self: Any, op_id: int, operation: Any, content: Any, kind: Any, run: Any) -> Any:
+def no_time_again(spend: Any, self: Any, count: int, seconds: float) -> None:
+    if not self.again:
+        spend(self, count, seconds)
+
+
+def accept_lower(repeated: Any, self: Any, op_id: int, operation: Any, content: Any) -> Any:
     if op_id < self.last_op_id:
         self.last_op_id = op_id - 1
-    return once(self, op_id, operation, content, kind, run)
+    return repeated(self, op_id, operation, content)
 
 
-def take_other(again: Any, self: Any, op_id: int, operation: Any, content: Any, kind: Any) -> Any:
+def take_other(check_same: Any, self: Any, op_id: int, operation: Any, content: Any) -> None:
     """What was asked before is not compared."""
     try:
-        return again(self, op_id, operation, content, kind)
+        check_same(self, op_id, operation, content)
     except OperationIdError:
         if op_id < self.last_op_id:
             raise
-        return self.last_reply
 
 
 def takes_an_id(read: Any, self: Any, op_id: int, cells: Cells) -> Any:
@@ -263,12 +273,16 @@ DEFECTS: dict[str, Defect] = {
         {"a frame with a wrong checksum is passed over", "another version of frames is passed over", GARBAGE, FLIPPED},
     ),
     "a repeated id is done again": Defect(
-        wrap(Firmware, "_once", run_again), "scpi", {REPEATED, STORED, "a repeated id pulses once"}
+        wrap(Firmware, "_repeated", run_again), "scpi", {REPEATED, STORED, "a repeated id pulses once"}
     ),
-    "a repeated id is drawn again": Defect(wrap(Firmware, "_once", new_draw), "frames", {REPEATED, STORED}),
-    "a lower id is done": Defect(wrap(Firmware, "_once", accept_lower), "frames", {"a lower id is refused"}),
+    "a repeated id is drawn again": Defect(
+        both(wrap(Firmware, "_repeated", new_draw), wrap(Firmware, "_spend", no_time_again)),
+        "frames",
+        {REPEATED, STORED},
+    ),
+    "a lower id is done": Defect(wrap(Firmware, "_repeated", accept_lower), "frames", {"a lower id is refused"}),
     "a used id is not compared": Defect(
-        wrap(Firmware, "_again", take_other), "scpi", {"a repeated id with other content is refused"}
+        wrap(Firmware, "_check_same", take_other), "scpi", {"a repeated id with other content is refused"}
     ),
     "the stored reply is lost with the connection": Defect(on_a_break(forget_reply), "scpi", {STORED}),
     "regions are lost with the connection": Defect(on_a_break(lambda f: f.regions.clear()), "scpi", {REMEMBERED}),
@@ -344,7 +358,7 @@ DEFECTS: dict[str, Defect] = {
     "SET pulses are not counted": Defect(
         wrap(Firmware, "program", with_reply(done=lambda done: 0)), "scpi", {RECEIPTS}
     ),
-    "pulses do nothing": Defect(patch(Chip, "program", lambda self, pulses, flat: 0), "frames", {LEVELS}),
+    "pulses do nothing": Defect(patch(Chip, "program", lambda self, pulses, flat, total: 0), "frames", {LEVELS}),
 }
 
 

@@ -139,7 +139,10 @@ def test_a_web_server_is_told_by_its_own_words(codec: str) -> None:
         server.shutdown()
         thread.join()
     assert "?codec=" not in str(caught.value)
-    assert codec == "scpi" or "closed the connection; it said '<!DOCTYPE HTML" in str(caught.value)
+    text = str(caught.value)  # which part of the page has come when the connection ends is a matter of time
+    assert codec == "scpi" or (
+        "closed the connection; it said " in text and ("<!DOCTYPE HTML" in text or "Bad request" in text)
+    )
 
 
 def test_a_tester_that_speaks_text_only_names_its_codec_to_a_host_that_speaks_frames() -> None:
