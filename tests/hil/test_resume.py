@@ -69,7 +69,7 @@ class Silent:
 @pytest.fixture
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Flush all the time, and make a checkpoint with each report."""
-    monkeypatch.setattr(runfile, "FLUSH_NS", 100_000_000)
+    monkeypatch.setattr(runfile, "FLUSH_NS", 5_000_000)
     monkeypatch.setattr(runfile, "CHECKPOINT_S", 0.0)
 
 
@@ -123,7 +123,7 @@ def killed(often: None, make_job: MakeJob, tmp_path: Path) -> Any:
 def test_without_a_checkpoint_all_is_done_again(
     monkeypatch: pytest.MonkeyPatch, make_job: MakeJob, tmp_path: Path, log_of: LogOf
 ) -> None:
-    monkeypatch.setattr(runfile, "FLUSH_NS", 100_000_000)
+    monkeypatch.setattr(runfile, "FLUSH_NS", 5_000_000)
     job = make_job()
     cuts = Cuts(job.out, tmp_path / "cuts")
     train(job, cuts)
