@@ -197,7 +197,7 @@ def report_training(data: DataSet, folder: Path) -> None:
         pulses = statistics.median(each.pulses for each in rates[name])
         print(
             f"{name:24} {rate:8.0f} images/s {rate / plain:6.2f} x plain {1e6 / rate:6.0f} us per image "
-            f"{pulses:6.1f} pulses per image   {aims.get(name, '')}"
+            f"{pulses:6.2f} pulses per image   {aims.get(name, '')}"
         )
     share = 1 - medians["pcm-analog"] / medians["pcm-analog, not logged"]
     size = statistics.median(each.bytes for each in rates["pcm-analog"])
