@@ -12,6 +12,7 @@ from hil.mock_hw.instrument import Instrument
 from hil.mock_hw.keeper import ChipFile, Keeper
 from hil.mock_hw.ports import Codec, make_ports
 from hil.mock_hw.pty_server import PtyServer
+from hil.mock_hw.rehearsal import rehearse
 from hil.mock_hw.server import Server
 from hil.mock_hw.tcp_server import TcpServer
 from hil.protocols.errors import InputError
@@ -31,6 +32,7 @@ def serving(
     a link to it. In the end it is closed and a kept chip saved. `clock` is virtual unless given.
     """
     firmware, identity, file = open_chip(uri, 1)
+    rehearse(firmware.chip.parameters)
     with _released(file):
         keeper = None if file is None else Keeper(file, firmware, identity)
         instrument = Instrument(firmware, identity, keeper.record) if keeper else Instrument(firmware, identity)
