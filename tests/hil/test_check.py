@@ -239,8 +239,8 @@ def test_no_cell_is_pulsed_unless_it_is_allowed_and_then_only_those_that_are_nam
         pulsed.append(pulses.cells)
         return program(self, pulses, flat, total)
 
-    wrap(monkeypatch, Chip, "program", watched)
     with served("pcm-analog") as server:
+        wrap(monkeypatch, Chip, "program", watched)  # from now on: a server rehearses on a chip of its own
         run_checks(server.uri, leave_out=SLOW)
         assert pulsed == []
         run_checks(server.uri, True, leave_out=SLOW)
