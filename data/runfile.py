@@ -184,11 +184,10 @@ class RunWriter:
         op_id, status, time_ns, saturated = UNANSWERED
         if answer is not None:
             op_id, status, time_ns, saturated = answer.op_id, answer.status, answer.time_ns, answer.saturated
-        operations = self._operations
-        operations.add(operations.pack(
+        self._operations.append(
             op_id, kind, status, time_ns, now, region, gain, shape, polarity,
             count, done, saturated, offset, output_offset, scale_offset,
-        ))  # fmt: skip
+        )  # fmt: skip
         self._until_mark -= 1
         if not self._until_mark:
             self._mark()

@@ -37,9 +37,10 @@ class Chip:
         self.column_reads = np.zeros((parameters.arrays, parameters.columns), np.uint64)
         self.normals = NormalSource(operation)
         self.now_ns = 0
-        self._adc_top = 2 ** (parameters.adc_bits - 1) - 1
+        capabilities = parameters.capabilities()
+        self._adc_top = capabilities.adc_top
         self._adc_dtype = np.dtype(np.int8 if parameters.adc_bits <= 8 else np.int16)
-        self._volt = parameters.read_voltage / (2 ** (parameters.dac_bits - 1) - 1)  # per DAC code
+        self._volt = parameters.read_voltage / capabilities.dac_top  # per DAC code
         self._matrices: dict[int, Matrix] = {}
 
     def locate(self, cells: Cells) -> physics.I64:

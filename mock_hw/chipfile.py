@@ -103,7 +103,9 @@ def _arrays_of(chip: Chip) -> Iterator[tuple[str, npt.NDArray[Any]]]:
 def _set_array(chip: Chip, name: str, values: npt.NDArray[Any]) -> None:
     """Take up what `_arrays_of` gave."""
     if name in (CARRY.names or ()):
-        chip.cells[name], chip.carries[name] = values & 255, values >> 8
+        chip.cells[name] = values & 255
+        carried = np.flatnonzero(values > 255)  # the other carries are not written to, so that they take no memory
+        chip.carries[name][carried] = values[carried] >> 8
     elif name in (CELL.names or ()):
         chip.cells[name] = values
     else:
