@@ -120,6 +120,13 @@ def locate(array: U16, row: U16, column: U16, arrays: int, rows: int, columns: i
 
 
 @njit(cache=True)
+def counted(count: int, more: int) -> tuple[int, int]:
+    """A count modulo 256 after so many more, and how often it has passed 256."""
+    total = np.int64(count) + np.int64(more)
+    return total & 255, total >> 8  # type: ignore[return-value]
+
+
+@njit(cache=True)
 def apply_set(
     cells: Records,
     carries: Records,
@@ -140,10 +147,9 @@ def apply_set(
     drawn = 0
     for i in range(flat.size):
         cell = cells[flat[i]]
-        count = cell.set_count + np.int64(counts[i])
-        cell.set_count = count & 255
-        if count > 255:
-            carries[flat[i]].set_count += count >> 8
+        cell.set_count, carry = counted(cell.set_count, counts[i])
+        if carry:
+            carries[flat[i]].set_count += carry
         if cell.stuck:
             drawn += counts[i]
             continue
@@ -174,10 +180,9 @@ def apply_reset(
     p = parameters[0]
     for i in range(flat.size):
         cell = cells[flat[i]]
-        count = cell.reset_count + np.int64(counts[i])
-        cell.reset_count = count & 255
-        if count > 255:
-            carries[flat[i]].reset_count += count >> 8
+        cell.reset_count, carry = counted(cell.reset_count, counts[i])
+        if carry:
+            carries[flat[i]].reset_count += carry
         if cell.stuck:
             continue
         cell.conductance = reset_level(np.float64(normals[i]) if normals.size else 0.0, p)
@@ -208,10 +213,9 @@ def read_cells(
     saturated = 0
     for i in range(flat.size):
         cell = cells[flat[i]]
-        count = cell.read_count + np.int64(1)
-        cell.read_count = count & 255
-        if count > 255:
-            carries[flat[i]].read_count += 1
+        cell.read_count, carry = counted(cell.read_count, 1)
+        if carry:
+            carries[flat[i]].read_count += carry
         g = np.float64(cell.conductance)
         if p.drift:
             exponent = np.float64(nu[flat[i] if nu.size > 1 else 0])

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from training_bench import REPETITIONS, first_of, made_up, prepare, settings_of  # beside this file
+from training_bench import REPETITIONS, Counting, first_of, made_up, prepare, settings_of  # beside this file
 
 from hil.data.datasets import DataSet, load
 from hil.data.recording import RecordingTester
@@ -100,27 +100,12 @@ class Peer:
         self._process.communicate()
 
 
-class RunningAccuracy:
-    """An observer that remembers the last."""
-
-    value = 0.0
-
-    def progress(self, images: int, running_accuracy: float, pulses: int, refreshes: int) -> None:
-        """So far."""
-        self.value = running_accuracy
-
-    def nothing(self, *_: Any) -> None:
-        """Nothing."""
-
-    begin = epoch = finding = logging = nothing
-
-
 def ours(batch: int, data: DataSet, weights: list[torch.Tensor], path: Path) -> Outcome:
     """A run as `hil train` makes it, without its evaluation."""
     setup, writer = prepare(settings_of(f"lr={RATES[batch]}", f"batch_size={batch}"), data, path)
-    observer = RunningAccuracy()
+    observer = Counting()
     result = execute(replace(setup, weights=weights), writer, lambda tester: RecordingTester(tester, writer), observer)
-    return {"rate": result.images_per_second, "accuracy": observer.value}
+    return {"rate": result.images_per_second, "accuracy": observer.running_accuracy}
 
 
 def trained(data: DataSet) -> list[torch.Tensor]:

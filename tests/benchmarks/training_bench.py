@@ -32,15 +32,16 @@ BATCH_LR = 0.006
 
 
 class Counting:
-    """An observer that remembers the first and the last count of images and of SET pulses."""
+    """An observer that remembers the first and the last count of images and of SET pulses, and the last accuracy."""
 
     def __init__(self) -> None:
         self._first: tuple[int, int] | None = None
         self._last = (0, 0)
+        self.running_accuracy = 0.0
 
     def progress(self, images: int, running_accuracy: float, pulses: int, refreshes: int) -> None:
         """So far."""
-        self._last = (images, pulses)
+        self._last, self.running_accuracy = (images, pulses), running_accuracy
         self._first = self._first or self._last
 
     @property
