@@ -5,7 +5,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -289,26 +289,17 @@ def test_a_tester_that_falls_silent_is_told_in_bounded_time() -> None:
 
 
 @pytest.mark.parametrize("codec", ["scpi", "frames"])
-def test_one_that_never_stops_talking_is_told_in_bounded_time(codec: str) -> None:
-    with socket.create_server(ANYWHERE) as listener:
+def test_one_that_never_stops_talking_is_told_in_bounded_time(
+    codec: str, listening: Callable[..., AbstractContextManager[int]]
+) -> None:
+    def babble(client: socket.socket) -> None:
+        while True:
+            client.sendall(b"x" * 100)
 
-        def babble() -> None:
-            while True:
-                try:
-                    client, _ = listener.accept()
-                except OSError:
-                    return
-                with client, suppress(OSError):
-                    while True:
-                        client.sendall(b"x" * 100)
-
-        thread = threading.Thread(target=babble)
-        thread.start()
+    with listening(babble) as port:
         start = time.monotonic()
         with pytest.raises(TesterError, match="not as a tester"):
-            run_checks(f"tcp://127.0.0.1:{listener.getsockname()[1]}?codec={codec}", timeout=0.02)
-        listener.shutdown(socket.SHUT_RDWR)
-        thread.join()
+            run_checks(f"tcp://127.0.0.1:{port}?codec={codec}", timeout=0.02)
     assert time.monotonic() - start < 5
 
 

@@ -2,8 +2,8 @@
 
 import socket
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import numpy as np
@@ -21,29 +21,7 @@ IN_USE = b'-200,"Execution error;in use by 127.0.0.1:49504"\n'
 NOISE = np.random.default_rng(1).bytes(3000)
 
 Peer = Callable[[socket.socket], None]
-
-
-@contextmanager
-def listening(peer: Peer) -> Iterator[str]:
-    """The URI of a port at which `peer` deals with one connection after the other."""
-
-    def serve() -> None:
-        while True:
-            try:
-                client, _ = listener.accept()
-            except OSError:
-                return
-            with client, suppress(OSError):
-                peer(client)
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=serve)
-        thread.start()
-        try:
-            yield f"tcp://127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            listener.shutdown(socket.SHUT_RDWR)
-            thread.join()
+Listening = Callable[[Peer], AbstractContextManager[int]]
 
 
 def until_it_goes(client: socket.socket) -> None:
@@ -99,10 +77,10 @@ STRANGERS: dict[str, tuple[Peer, str, str]] = {
 
 @pytest.mark.parametrize("codec", ["scpi", "frames"])
 @pytest.mark.parametrize("name", STRANGERS)
-def test_what_is_no_tester_is_one_error_that_shows_what_came(name: str, codec: str) -> None:
+def test_what_is_no_tester_is_one_error_that_shows_what_came(listening: Listening, name: str, codec: str) -> None:
     peer, says, never = STRANGERS[name]
-    with listening(peer) as uri, pytest.raises(TesterError, match=says) as caught:
-        run_checks(f"{uri}?codec={codec}", timeout=TIMEOUT)
+    with listening(peer) as port, pytest.raises(TesterError, match=says) as caught:
+        run_checks(f"tcp://127.0.0.1:{port}?codec={codec}", timeout=TIMEOUT)
     assert never not in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -120,9 +98,11 @@ FRAME = bytes.fromhex("a55a0185 01000000 00000000 00000000 00000000")
         ("frames", answers(b'-113,"Undefined header"\n'), r"it said '-113.*does it speak \?codec=scpi"),
     ],
 )
-def test_the_other_codec_is_named_where_nothing_comes_or_its_messages(codec: str, peer: Peer, says: str) -> None:
-    with listening(peer) as uri, pytest.raises(TesterError, match=says):
-        run_checks(f"{uri}?codec={codec}", timeout=TIMEOUT)
+def test_the_other_codec_is_named_where_nothing_comes_or_its_messages(
+    listening: Listening, codec: str, peer: Peer, says: str
+) -> None:
+    with listening(peer) as port, pytest.raises(TesterError, match=says):
+        run_checks(f"tcp://127.0.0.1:{port}?codec={codec}", timeout=TIMEOUT)
 
 
 @pytest.mark.parametrize("codec", ["scpi", "frames"])
@@ -163,18 +143,18 @@ def refuses(client: socket.socket) -> None:
 
 
 @pytest.mark.parametrize(("codec", "peer"), [("scpi", refuses), ("frames", answers(FRAME))])
-def test_what_half_works_is_checked(codec: str, peer: Peer) -> None:
-    with listening(peer) as uri:
-        report = run_checks(f"{uri}?codec={codec}", timeout=0.02)
+def test_what_half_works_is_checked(listening: Listening, codec: str, peer: Peer) -> None:
+    with listening(peer) as port:
+        report = run_checks(f"tcp://127.0.0.1:{port}?codec={codec}", timeout=0.02)
     assert report.identity is None
     assert report.count(Result.FAILED) > 5
 
 
-def test_what_hangs_up_on_the_second_question_is_told_with_what_it_said() -> None:
+def test_what_hangs_up_on_the_second_question_is_told_with_what_it_said(listening: Listening) -> None:
     def peer(client: socket.socket) -> None:
         client.recv(4096)
         client.sendall(b"what?\n")
         client.recv(4096)
 
-    with listening(peer) as uri, pytest.raises(TesterError, match=r"closed the connection; it said 'what\?"):
-        run_checks(uri, timeout=TIMEOUT)
+    with listening(peer) as port, pytest.raises(TesterError, match=r"closed the connection; it said 'what\?"):
+        run_checks(f"tcp://127.0.0.1:{port}", timeout=TIMEOUT)

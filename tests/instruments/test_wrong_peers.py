@@ -3,9 +3,8 @@
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from threading import Thread
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 from unittest.mock import patch
 
@@ -21,6 +20,7 @@ from hil.protocols.requests import Description
 
 TIMEOUT = 0.3
 Peer = Callable[[socket.socket], None]
+Listening = Callable[[Peer], AbstractContextManager[int]]
 
 
 def web_server(client: socket.socket) -> None:
@@ -77,32 +77,9 @@ PEERS: list[Peer] = [
 ]  # fmt: skip
 
 
-@contextmanager
-def listening(peer: Peer) -> Iterator[int]:
-    """Its port; it talks to one client at a time."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def serve() -> None:
-            while True:
-                try:
-                    client, _ = server.accept()
-                except OSError:
-                    return
-                with client, suppress(OSError):
-                    peer(client)
-
-        thread = Thread(target=serve)
-        thread.start()
-        try:
-            yield server.getsockname()[1]
-        finally:
-            server.shutdown(socket.SHUT_RDWR)
-            thread.join()
-
-
 @pytest.mark.parametrize("codec", ["scpi", "frames"])
 @pytest.mark.parametrize("peer", PEERS)
-def test_what_is_no_tester_is_one_clear_line_in_time(peer: Peer, codec: str) -> None:
+def test_what_is_no_tester_is_one_clear_line_in_time(listening: Listening, peer: Peer, codec: str) -> None:
     with listening(peer) as port:
         start, busy = time.monotonic(), time.thread_time()
         with pytest.raises(TesterError) as caught:
@@ -116,12 +93,12 @@ def test_what_is_no_tester_is_one_clear_line_in_time(peer: Peer, codec: str) -> 
     assert caught.value.exit_code == 3
 
 
-def test_it_says_what_it_heard() -> None:
+def test_it_says_what_it_heard(listening: Listening) -> None:
     with listening(web_server) as port, pytest.raises(TesterError, match=r"it said 'HTTP/1.1 400 Bad Request"):
         open_wire(WireAddress("tcp", "127.0.0.1", port, timeout=TIMEOUT))
 
 
-def test_an_instrument_of_another_kind_is_told_as_such() -> None:
+def test_an_instrument_of_another_kind_is_told_as_such(listening: Listening) -> None:
     with listening(other_instrument) as port, pytest.raises(TesterError, match="Undefined header"):
         open_wire(WireAddress("tcp", "127.0.0.1", port, timeout=TIMEOUT))
 
