@@ -20,7 +20,10 @@ from hil.resume import resume
 from hil.runinfo import describe
 
 LogOf = Callable[[Path], dict[str, npt.NDArray[Any]]]
-SETTINGS = ["--epochs", "3", "--set", "train_images=200", "--tester", "twin:pcm-analog?arrays=2&rows=80&columns=256"]
+SETTINGS = [
+    "--json", "--epochs", "3", "--set", "train_images=200",
+    "--tester", "twin:pcm-analog?arrays=2&rows=80&columns=256",
+]  # fmt: skip
 PROGRAM = """
 import sys
 from hil.data import runfile
@@ -30,8 +33,8 @@ main()
 """
 
 
-def started(path: Path, flush_ns: int) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, "-c", PROGRAM, str(flush_ns), "train", "digits", "--out", str(path), *SETTINGS, "--json"]
+def started(path: Path, flush_ns: int, *more: str) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-c", PROGRAM, str(flush_ns), "train", "digits", "--out", str(path), *SETTINGS, *more]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
@@ -119,7 +122,7 @@ def test_a_hundred_kills(whole: Path, tmp_path: Path, log_of: LogOf, count: int,
 
 def test_a_running_file_is_told_from_its_status_alone(tmp_path: Path) -> None:
     path = tmp_path / "run.h5"
-    process = started(path, 20_000_000)
+    process = started(path, 20_000_000, "--epochs", "100000")
     try:
         wait_for(process, path, "images", 1)
         shown = subprocess.run(
@@ -129,7 +132,7 @@ def test_a_running_file_is_told_from_its_status_alone(tmp_path: Path) -> None:
         found = json.loads(shown.stdout)
         assert (found["state"], found["run"]) == ("running", str(path))
         assert found["process"] == process.pid
-        assert 0 < found["images"] <= 600
+        assert found["images"] > 0
         assert found["operations"] > 100
     finally:
         process.kill()

@@ -167,7 +167,10 @@ class KillsTheServer(Silent):
     logging = begin = epoch = finding = lambda *_: None
 
 
-def test_a_run_survives_the_kill_of_its_server(make_job: MakeJob, log_of: LogOf, tmp_path: Path) -> None:
+def test_a_run_survives_the_kill_of_its_server(
+    make_job: MakeJob, log_of: LogOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hil.instruments.exchange.PAUSES", (0.0,) + (1.0,) * 60)  # slow machines start it slowly
     settings = {"train_images": 120, "epochs": 1}
     whole, chip = tmp_path / "whole.h5", tmp_path / "chip.h5"
     train(make_job(out=whole, tester=f"twin:pcm-analog?{CHIP}", **settings), Silent())
