@@ -112,5 +112,5 @@ class NormalSource:
         self._block = self._memory[:count]
         done = 0
         while done < count:
-            words = self._bits.random_raw(count - done + SPARE + count // LAYERS)
+            words = self._bits.random_raw(count - done + SPARE + count // 32)
             done += ziggurat(words, EDGES, HEIGHTS, self._block[done:])

@@ -36,48 +36,60 @@ BLOCK = np.dtype(
     align=True,
 )
 
-TOGETHER = 16
-"""Vectors that are multiplied at a time: few enough for their sums to stay in the fastest cache."""
+TOGETHER = 256
+"""Rows that a batch is multiplied with at a time: few enough to stay in a fast cache for all its vectors."""
 
 # Sums may be reassociated so that they vectorise; no value is assumed finite.
 FAST = {"reassoc", "contract", "nsz"}
 
 
 @njit(cache=True, fastmath=FAST, error_model="numpy")
-def to_code(current: float, step: float, top: int) -> tuple[int, int]:
-    """The ADC code of a current (A), and 1 if it met an end of the range."""
-    code = np.rint(current / step)
-    if code > top:
-        return top, 1
-    if code < -top:
-        return -top, 1
-    return np.int64(code), 0  # type: ignore[return-value]
+def _convert(current: F32, spread: F32, normals: F32, step: float, top: int, codes: Codes) -> int:
+    """ADC codes of currents (outputs,) with noise of variance `spread`; returns how many met an end of the range."""
+    saturated = 0
+    for j in range(current.size):
+        code = current[j] + np.sqrt(spread[j]) * normals[j] if normals.size else current[j]
+        code = np.rint(code / np.float32(step))
+        saturated += abs(code) > top
+        codes[j] = np.int32(min(max(code, np.float32(-top)), np.float32(top)))
+    return saturated
 
 
 @njit(cache=True)
-def _count_reads(codes: Codes, first: int, lines: U16, devices: int, reads: U64) -> None:
-    """Add to the counts of the lines the vectors of the batch that drove them: those with a code other than 0."""
-    for b in range(codes.shape[0]):
-        for i in range(lines.size):
-            reads[lines[i]] += np.uint64(codes[b, first + i // devices] != 0)
+def _count_reads(codes: Codes, lines: U16, devices: int, reads: U64) -> None:
+    """Add to the counts of the lines the vectors of `codes` (batch, inputs) that drove them: those other than 0. An
+    input drives so many lines.
+    """
+    for i in range(codes.shape[1]):
+        count = 0
+        for b in range(codes.shape[0]):
+            count += codes[b, i] != 0
+        for device in range(devices):
+            reads[lines[i * devices + device]] += np.uint64(count)
 
 
 @njit(inline="always")
 def _add_rows(w: F32, s: F32, codes: Codes, volt: float, total: F32, spread: F32) -> None:
-    """Currents and their variances of vectors `codes` (n, rows) into `total` and `spread` (n or more, columns); `s` is
-    empty without noise. Row by row, so that a row is fetched once for all vectors.
+    """Currents and their variances of vectors `codes` (batch, rows) into `total` and `spread` (batch, columns); `s` is
+    empty without noise. Four driven rows at a time, which spares the sums three of four passes.
     """
-    total[: codes.shape[0]] = 0
-    spread[: codes.shape[0]] = 0
-    for i in range(w.shape[0]):
-        for b in range(codes.shape[0]):
-            if codes[b, i] == 0:
-                continue
-            v = np.float32(codes[b, i] * volt)
-            for j in range(w.shape[1]):
-                total[b, j] += v * w[i, j]
-            for j in range(w.shape[1] if s.size else 0):
-                spread[b, j] += v * v * s[i, j]
+    total[:] = 0
+    spread[:] = 0
+    rows, volts = np.zeros(TOGETHER + 3, np.int64), np.zeros(TOGETHER + 3, np.float32)
+    for first in range(0, w.shape[0], TOGETHER):
+        for n in range(codes.shape[0]):
+            driven = 0
+            for i in range(first, min(first + TOGETHER, w.shape[0])):
+                rows[driven], volts[driven] = i, codes[n, i] * volt
+                driven += int(codes[n, i] != 0)  # not an `if`, which the processor would often guess wrong
+            volts[driven : driven + 3] = 0  # the last four are made full
+            for k in range(0, driven, 4):
+                a, b, c, d = rows[k], rows[k + 1], rows[k + 2], rows[k + 3]
+                p, q, r, t = volts[k], volts[k + 1], volts[k + 2], volts[k + 3]
+                for j in range(w.shape[1]):
+                    total[n, j] += p * w[a, j] + q * w[b, j] + r * w[c, j] + t * w[d, j]
+                for j in range(w.shape[1] if s.size else 0):
+                    spread[n, j] += p * p * s[a, j] + q * q * s[b, j] + r * r * s[c, j] + t * t * s[d, j]
 
 
 @njit(cache=True, fastmath=FAST, error_model="numpy")
@@ -100,18 +112,13 @@ def forward(
         rows, columns, first = block.rows, block.columns, block.row_offset
         crossings = slice(block.start, block.start + rows * columns)
         w, s = weight[crossings].reshape(rows, columns), variance[crossings].reshape(rows, columns)
-        _count_reads(codes, first, lines[block.first_row : block.first_row + rows], 1, reads[block.array])
-        total, spread = np.empty((TOGETHER, columns), np.float32), np.empty((TOGETHER, columns), np.float32)
-        for start in range(0, codes.shape[0], TOGETHER):
-            part = codes[start : start + TOGETHER, first : first + rows]
-            _add_rows(w, s if normals.size else s[:0], part, volt, total, spread)
-            for b in range(part.shape[0]):
-                for j in range(columns):
-                    current = np.float64(total[b, j])
-                    if normals.size:
-                        current += np.sqrt(spread[b, j]) * normals[(start + b) * out.shape[1] + at + j]
-                    out[start + b, at + j], met = to_code(current, step, top)
-                    saturated += met
+        driven = codes[:, first : first + rows]
+        _count_reads(driven, lines[block.first_row : block.first_row + rows], 1, reads[block.array])
+        total, spread = np.empty((len(codes), columns), np.float32), np.empty((len(codes), columns), np.float32)
+        _add_rows(w, s if normals.size else s[:0], driven, volt, total, spread)
+        for b in range(codes.shape[0]):
+            normal = normals[b * out.shape[1] + at :][:columns]
+            saturated += _convert(total[b], spread[b], normal, step, top, out[b, at : at + columns])
         at += columns
     return saturated
 
@@ -136,24 +143,20 @@ def backward(
         rows, columns, first = block.rows, block.columns, block.column_offset
         crossings = slice(block.start, block.start + rows * columns)
         w, s = weight[crossings].reshape(rows, columns), variance[crossings].reshape(rows, columns)
-        driven = lines[block.first_line : block.first_line + columns * block.devices]
-        _count_reads(codes, first, driven, block.devices, reads[block.array])
-        v = np.empty(columns, np.float32)
+        driven = codes[:, first : first + columns]
+        bit_lines = lines[block.first_line : block.first_line + columns * block.devices]
+        _count_reads(driven, bit_lines, block.devices, reads[block.array])
+        v, total, spread = np.empty(columns, np.float32), np.empty(rows, np.float32), np.empty(rows, np.float32)
         for b in range(codes.shape[0]):
-            for j in range(columns):
-                v[j] = codes[b, first + j] * volt
+            v[:] = driven[b] * np.float32(volt)
             for i in range(rows):
-                total = spread = np.float32(0)
+                current = noise = np.float32(0)
                 for j in range(columns):
-                    total += v[j] * w[i, j]
-                if normals.size:
-                    for j in range(columns):
-                        spread += v[j] * v[j] * s[i, j]
-                current = np.float64(total)
-                if normals.size:
-                    current += np.sqrt(spread) * normals[b * out.shape[1] + at + i]
-                out[b, at + i], met = to_code(current, step, top)
-                saturated += met
+                    current += v[j] * w[i, j]
+                    noise += v[j] * v[j] * s[i, j]
+                total[i], spread[i] = current, noise
+            normal = normals[b * out.shape[1] + at :][:rows]
+            saturated += _convert(total, spread, normal, step, top, out[b, at : at + rows])
         at += rows
     return saturated
 
