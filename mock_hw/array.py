@@ -4,7 +4,7 @@ import numpy as np
 
 from hil.mock_hw import physics
 from hil.mock_hw.chips import ChipParameters
-from hil.mock_hw.matrix import ALL, Matrix
+from hil.mock_hw.matrix import Matrix
 from hil.mock_hw.normals import NormalSource
 from hil.mock_hw.parameters import PcmParameters
 from hil.protocols.limits import outside_chip
@@ -14,6 +14,7 @@ STUCK_HIGH = 0.8
 """Conductance of a cell stuck in the SET state over `g_max`. CHOSEN."""
 PART = 1 << 20
 """Cells that are made at a time, so that a large chip needs no more memory than it keeps."""
+FORWARD = Direction.FORWARD
 NO_NORMALS = np.empty(0, np.float32)
 
 
@@ -38,7 +39,7 @@ class Chip:
         self.normals = NormalSource(operation)
         self.now_ns = 0
         capabilities = parameters.capabilities()
-        self._adc_top = capabilities.adc_top
+        self._adc_top, self._read_noise = capabilities.adc_top, parameters.cell.read_noise
         self._adc_dtype = np.dtype(np.int8 if parameters.adc_bits <= 8 else np.int16)
         self._volt = parameters.read_voltage / capabilities.dac_top  # per DAC code
         self._matrices: dict[int, Matrix] = {}
@@ -105,14 +106,13 @@ class Chip:
         """Product of DAC codes (batch, inputs) to ADC codes (batch, outputs) of +-`full_scale` (A), and how many
         saturated.
         """
-        out: Codes = np.empty((len(codes), region.outputs(direction)), self._adc_dtype)
-        normals = self.normals.take(out.size) if self.parameters.cell.read_noise else NO_NORMALS
         matrix = self._matrices.get(region.handle) or self._matrix(region)
-        forward = direction == Direction.FORWARD
-        matrix.follow_drift(self.now_ns, codes if forward else ALL)
+        forward = direction == FORWARD
+        out: Codes = np.empty((len(codes), matrix.columns if forward else matrix.rows), self._adc_dtype)
+        normals = self.normals.take(out.size) if self._read_noise else NO_NORMALS
         reads = self.row_reads if forward else self.column_reads
-        step = full_scale / self._adc_top
-        saturated = matrix.multiply(direction, codes, self._volt, normals, step, self._adc_top, out, reads)
+        step, top = full_scale / self._adc_top, self._adc_top
+        saturated = matrix.multiply(forward, codes, self.now_ns, self._volt, normals, step, top, out, reads)
         return out, saturated
 
     def forget_regions(self) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from hil.mock_hw import physics, products
 from hil.mock_hw.chips import ChipParameters
 from hil.mock_hw.parameters import PcmParameters
-from hil.protocols.messages import Block, Cells, Codes, Direction
+from hil.protocols.messages import Block, Cells, Codes
 
 DRIFT_BOUND = 0.015
 """Largest relative error of a conductance in a product that comes from evaluating drift late."""
@@ -37,17 +37,19 @@ def age_classes(nu: float, p: PcmParameters) -> physics.Records:
 
 class Matrix:
     """The crossings of a region's blocks, on a chip whose cells and drift exponents are shared, not copied. The weights
-    are there from the first `follow_drift` on.
+    are as of the last product that drove their word line, or the last `follow_drift`.
     """
 
     def __init__(self, blocks: Sequence[Block], chip: ChipParameters, cells: physics.Records, nu: physics.F32) -> None:
         self._blocks = _table(blocks)
-        self._rows, self._lines = np.concatenate([block.rows for block in blocks]), _bit_lines(blocks)
+        self.rows, self.columns = int(self._blocks["rows"].sum()), int(self._blocks["columns"].sum())
+        """Outputs of backward and of forward products."""
+        self._row_lines, self._column_lines = np.concatenate([block.rows for block in blocks]), _bit_lines(blocks)
         word_lines = _word_lines(blocks, self._blocks, chip)
         count = int((word_lines["start"] + word_lines["columns"])[-1])
         self.weight, self.variance = np.zeros(count, np.float32), np.zeros(count, np.float32)
         classes = age_classes(float(nu.max()), chip.cell)
-        self._crossings = (self.weight, self.variance, classes, word_lines, self._lines, cells, nu)
+        self._crossings = (self.weight, self.variance, classes, word_lines, self._column_lines, cells, nu)
         self._devices = 1 if blocks[0].partners is None else 2
         groups = -(-int(word_lines["columns"].max()) // physics.GROUP)
         self._due = (np.zeros((len(word_lines), groups), np.int64), np.zeros(len(word_lines), np.int64))
@@ -60,17 +62,15 @@ class Matrix:
         if physics.touch(self._due, self._places, self._devices, cells.array, cells.row, cells.column):
             self._due_ns = 0
 
-    def follow_drift(self, now_ns: int, codes: Codes = ALL) -> None:
-        """Bring weights and variances to device time `now_ns`, within `DRIFT_BOUND`: all, or those on word lines that
-        forward `codes` (batch, inputs) drive.
-        """
-        if now_ns >= self._due_ns:
-            self._due_ns = physics.age(self._crossings, self._due, self._devices, codes, now_ns, self._constants)
+    def follow_drift(self, now_ns: int) -> None:
+        """Bring all weights and variances to device time `now_ns`, within `DRIFT_BOUND`."""
+        self._due_ns = physics.age(self._crossings, self._due, self._devices, ALL, now_ns, self._constants)
 
     def multiply(
         self,
-        direction: Direction,
+        forward: bool,
         codes: Codes,
+        now_ns: int,
         volt: float,
         normals: physics.F32,
         step: float,
@@ -78,12 +78,13 @@ class Matrix:
         out: Codes,
         reads: products.U64,
     ) -> int:
-        """Product of a batch into `out` (see `products`), counted in `reads` of the lines that it drives; returns the
-        number of saturated codes.
+        """Product of a batch at device time `now_ns` into `out` (see `products`), counted in `reads` of the lines that
+        it drives; returns the number of saturated codes.
         """
-        kernel, lines = (
-            (products.forward, self._rows) if direction == Direction.FORWARD else (products.backward, self._lines)
-        )
+        if now_ns >= self._due_ns:
+            driven = codes if forward else ALL
+            self._due_ns = physics.age(self._crossings, self._due, self._devices, driven, now_ns, self._constants)
+        kernel, lines = (products.forward, self._row_lines) if forward else (products.backward, self._column_lines)
         return kernel(self.weight, self.variance, self._blocks, lines, codes, volt, normals, step, top, out, reads)
 
 

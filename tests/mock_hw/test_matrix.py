@@ -11,7 +11,7 @@ from scipy import stats
 from hil.mock_hw import physics, products
 from hil.mock_hw.array import Chip
 from hil.mock_hw.matrix import DRIFT_BOUND, Matrix, age_classes
-from hil.protocols.messages import Block, Cells, Direction, Operation, PulseBatch, Readout, Region
+from hil.protocols.messages import Block, Cells, Codes, Direction, Operation, PulseBatch, Readout, Region
 
 MakeChip = Callable[..., Chip]
 Values = npt.NDArray[np.floating[Any]]
@@ -39,6 +39,12 @@ def matrix_of(chip: Chip, *blocks: Block) -> Matrix:
     matrix = Matrix(blocks, chip.parameters, chip.cells, chip.nu)
     matrix.follow_drift(chip.now_ns)
     return matrix
+
+
+def multiply(matrix: Matrix, chip: Chip, codes: Codes) -> None:
+    """A forward product, whose result is not looked at."""
+    out = np.empty((len(codes), matrix.columns), np.int8)
+    matrix.multiply(True, codes, chip.now_ns, 1e-3, np.empty(0, np.float32), 1e-8, 127, out, chip.row_reads)
 
 
 def weights(matrix: Matrix) -> Values:
@@ -199,7 +205,7 @@ def test_word_lines_that_are_not_driven_wait_until_they_are(make_chip: MakeChip)
         chip.advance(int(10 ** rng.uniform(3, 13)))
         codes = rng.choice([0, 0, 0, 5, -5], (2, len(ROWS))).astype(np.int8)
         before = weights(lazy).copy()
-        lazy.follow_drift(chip.now_ns, codes)
+        multiply(lazy, chip, codes)
         kept.follow_drift(chip.now_ns)
         driven = codes.any(0)
         assert np.array_equal(weights(lazy)[driven], weights(kept)[driven])
