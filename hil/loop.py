@@ -20,6 +20,7 @@ from hil.interrupt import Interrupt
 from hil.kernels import F32, I64, score
 from hil.mixed_precision import MixedPrecisionSGD, Refresh
 from hil.network import analog_layers
+from hil.observers import LoopObserver
 from hil.pace import Pace
 from hil.passes import Passes, accuracy, passes
 from hil.protocols.errors import DivergedError
@@ -65,22 +66,6 @@ class Log(Protocol):
         """The run has stopped."""
 
 
-class Observer(Protocol):
-    """Told how a run goes."""
-
-    def begin(self, images: int, epochs: int) -> None:
-        """Training begins: images per epoch, and epochs."""
-
-    def progress(self, images: int, running_accuracy: float, pulses: int, refreshes: int) -> None:
-        """So far, over all epochs."""
-
-    def epoch(self, number: int, test_accuracy: float) -> None:
-        """An epoch, counted from 1, has been evaluated."""
-
-    def finding(self, text: str) -> None:
-        """The run goes wrong, and this is why."""
-
-
 class Training:
     """A run's state and loop."""
 
@@ -92,7 +77,7 @@ class Training:
         tester: ArrayTester | None,
         memory: Callable[[], bytes | None],
         log: Log,
-        observer: Observer,
+        observer: LoopObserver,
     ) -> None:
         """`memory` gives what a checkpoint keeps of the tester."""
         self.settings, self._data, self.model = settings, data, model
@@ -295,7 +280,7 @@ class Training:
         return dict(parameters), dict.fromkeys(parameters, "")
 
 
-def _found(log: Log, observer: Observer, text: str) -> None:
+def _found(log: Log, observer: LoopObserver, text: str) -> None:
     log.message(text)
     observer.finding(text)
 

@@ -17,7 +17,8 @@ from hil.data.replay import ReplayTester
 from hil.data.run import Run
 from hil.data.runfile import COMPLETED
 from hil.images import kept
-from hil.loop import CHIP, Observer
+from hil.loop import CHIP
+from hil.observers import SILENT, LoopObserver
 from hil.protocols.errors import ReplayError
 from hil.train import Job, Setup, execute, first_weights
 
@@ -151,7 +152,7 @@ class FollowLog(ReplayLog):
         """Nothing is compared in the middle."""
 
 
-def verify(path: Path, observer: Observer, data_dir: Path | None = None) -> Verdict:
+def verify(path: Path, observer: LoopObserver = SILENT, data_dir: Path | None = None) -> Verdict:
     """Do the run again. Raises `ReplayError` at the first request, metric, message or weight that differs."""
     with ReplayTester.open(path) as tester, Run.open(path) as run:
         log = ReplayLog(run, tester.recorded)
@@ -162,7 +163,7 @@ def verify(path: Path, observer: Observer, data_dir: Path | None = None) -> Verd
         return Verdict(str(path), position.next, log.weights, run.state == COMPLETED, interrupted, Differences())
 
 
-def follow(path: Path, observer: Observer, data_dir: Path | None = None) -> Verdict:
+def follow(path: Path, observer: LoopObserver = SILENT, data_dir: Path | None = None) -> Verdict:
     """Do the run again, and go on where it differs. Raises `ReplayError` only where nothing fits any more."""
     with FollowingTester.open(path) as tester, Run.open(path) as run:
         log = FollowLog(run, tester.recorded)
@@ -178,7 +179,7 @@ def follow(path: Path, observer: Observer, data_dir: Path | None = None) -> Verd
         )
 
 
-def _do_again(run: Run, tester: ReplayTester, log: ReplayLog, observer: Observer, data_dir: Path | None) -> bool:
+def _do_again(run: Run, tester: ReplayTester, log: ReplayLog, observer: LoopObserver, data_dir: Path | None) -> bool:
     """Whether the user interrupted it. A recording that ends early is no error where the run did so too."""
     settings = stored_settings(run.config, str(run.path))
     data = kept(run, settings, data_dir)

@@ -21,8 +21,9 @@ from hil.data.runfile import COMPLETED
 from hil.data.schema import NONE
 from hil.images import kept
 from hil.instruments.tester import ArrayTester
-from hil.loop import CHIP, Observer, Training
+from hil.loop import CHIP, Training
 from hil.mock_hw import chipfile
+from hil.observers import SILENT, LoopObserver
 from hil.protocols.errors import InputError
 from hil.protocols.messages import MVM_DIRECTION
 from hil.provenance import git_commit, host, versions
@@ -31,7 +32,7 @@ from hil.train import Job, Result, Setup, execute, first_weights, outlives, rele
 
 def resume(
     path: Path,
-    observer: Observer,
+    observer: LoopObserver = SILENT,
     tester: str | None = None,
     data_dir: Path | None = None,
     durable: bool = False,

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -21,12 +20,12 @@ from hil.instruments.batching import BatchingTester
 from hil.instruments.tester import ArrayTester
 from hil.interrupt import Interrupt
 from hil.layers import AnalogLinear
-from hil.logsize import LogPlan, plan_log
+from hil.logsize import plan_log
 from hil.loop import Log, Training
-from hil.loop import Observer as LoopObserver
 from hil.mapping import floorplan
 from hil.mock_hw.twin import TwinTester
 from hil.network import analog_layers, build, initial_weights
+from hil.observers import SILENT, LoopObserver, Observer
 from hil.pairs import UNIT
 from hil.protocols.messages import Capabilities, TesterKind
 from hil.provenance import git_commit, host, versions
@@ -73,13 +72,6 @@ class Result:
     finding_counts: dict[str, int]  # how often each cause was seen
 
 
-class Observer(LoopObserver, Protocol):
-    """Told how a run goes."""
-
-    def logging(self, plan: LogPlan) -> None:
-        """The log begins."""
-
-
 @dataclass(frozen=True)
 class Setup:
     """What a run is made with, once it is known that it can be made."""
@@ -90,7 +82,7 @@ class Setup:
     tester: ArrayTester | None  # unrecorded; None in floating point
 
 
-def train(job: Job, observer: Observer) -> Result:
+def train(job: Job, observer: Observer = SILENT) -> Result:
     """Run the job. Raises `InputError` if it cannot be done: before anything is written or sent where that is known."""
     settings = job.settings
     data = chosen(settings, job.data_dir)

@@ -169,7 +169,7 @@ class Firmware:
         return self.chip.program(pulses, flat, total)
 
     def _spend(self, count: int, seconds: float) -> None:
-        self.chip.now_ns += round(count * seconds * 1e9)
+        self.chip.advance(round(count * seconds * 1e9))
 
     def _locate(self, cells: Cells) -> npt.NDArray[np.int64]:
         limits.check_cell_count(self.capabilities, cells)

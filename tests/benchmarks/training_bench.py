@@ -21,6 +21,7 @@ from hil.instruments.batching import BatchingTester
 from hil.interrupt import Interrupt
 from hil.loop import Training
 from hil.network import build
+from hil.observers import Silent
 from hil.train import Job, Setup, execute, first_weights, twin_seed
 
 REPETITIONS = 5
@@ -31,7 +32,7 @@ BATCH_LR = 0.006
 """Learning rate at which batches of 100 images reach 97 % (in 70 epochs)."""
 
 
-class Counting:
+class Counting(Silent):
     """An observer that remembers the first and the last count of images and of SET pulses, and the last accuracy."""
 
     def __init__(self) -> None:
@@ -49,11 +50,6 @@ class Counting:
         """With those of refreshes, without those of the initial weights."""
         images, pulses = np.subtract(self._last, self._first or self._last)
         return float(pulses / max(images, 1))
-
-    def nothing(self, *_: Any) -> None:
-        """Nothing."""
-
-    begin = epoch = finding = logging = nothing
 
 
 class NoLog:

@@ -90,22 +90,13 @@ def kill_often(count: int, whole: Path, folder: Path, log_of: LogOf, flush_ns: i
         cut += state == "interrupted"
         assert_prefix(copy, whole, told, log_of)
         if number % 10 == 0 and state == "interrupted":
-            resume(copy, Silent())
+            resume(copy)
             assert {name: values.tolist() for name, values in log_of(copy).items()} == {
                 name: values.tolist() for name, values in log_of(whole).items()
             }
         copy.unlink()
     assert cut >= count * 3 // 4
     assert plain >= count - 1 - count // 50
-
-
-class Silent:
-    """An observer that does nothing."""
-
-    def progress(self, *_: Any) -> None:
-        """Nothing."""
-
-    logging = begin = epoch = finding = progress
 
 
 def test_a_killed_run_keeps_what_was_flushed_and_goes_on(whole: Path, tmp_path: Path, log_of: LogOf) -> None:

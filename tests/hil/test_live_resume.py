@@ -20,6 +20,7 @@ from hil.data.runfile import RunWriter
 from hil.data.tail import tail_path
 from hil.instruments.tester import ArrayTester
 from hil.mock_hw import chipfile, physics
+from hil.observers import Silent
 from hil.protocols.errors import InputError, TesterError
 from hil.protocols.messages import (
     Operation,
@@ -42,12 +43,6 @@ CASES: dict[str, dict[str, Any]] = {
     "batches": {"batch_size": 7, "output": "linear", "lr": 0.05, "epochs": 2},
     "scanned": {"scan_stuck": "true", "tester": f"{SMALL_90NM}&stuck_fraction=0.01"},
 }
-
-
-class Silent:
-    """An observer that does nothing."""
-
-    logging = begin = progress = epoch = finding = lambda *_: None
 
 
 @pytest.fixture
@@ -161,7 +156,7 @@ def make_whole(rig: Any, make_job: MakeJob, tmp_path: Path, log_of: LogOf) -> Ca
     def make(**settings: Any) -> tuple[Job, Whole]:
         job = make_job(out=tmp_path / "run.h5", **(SHORT | settings))
         whole = replace(job, out=tmp_path / "whole.h5")
-        train(whole, Silent())
+        train(whole)
         found = Whole(whole.out, rig.dump(), log_of)
         rig.firmware = None
         return job, found
@@ -171,7 +166,7 @@ def make_whole(rig: Any, make_job: MakeJob, tmp_path: Path, log_of: LogOf) -> Ca
 
 def go_on(rig: Any, kill: Kill) -> None:
     rig.restore(kill.chip)
-    resume(kill.path, Silent())
+    resume(kill.path)
 
 
 @pytest.mark.usefixtures("often")
@@ -191,7 +186,7 @@ def test_a_killed_run_goes_on_wherever_it_was_killed(case: str, rig: Any, make_w
     }
     if case != "analog":
         when -= {("done", pulses[1]), ("logged", every[-1]), ("logged", every[2 * len(every) // 3])}
-    for moment, kill in kills(job.out, when, lambda: train(job, Silent())).items():
+    for moment, kill in kills(job.out, when, lambda: train(job)).items():
         go_on(rig, kill)
         whole.assert_same(kill.path, rig.dump())
         with Run.open(kill.path) as run:
@@ -202,7 +197,7 @@ def test_a_killed_run_goes_on_wherever_it_was_killed(case: str, rig: Any, make_w
 def test_without_a_checkpoint_the_log_leads_there(moment: str, rig: Any, make_whole: Any, kills: Any) -> None:
     job, whole = make_whole()
     op_id = whole.pulse(0.8)
-    (kill,) = kills(job.out, {(moment, op_id)}, lambda: train(job, Silent())).values()
+    (kill,) = kills(job.out, {(moment, op_id)}, lambda: train(job)).values()
     with Run.open(kill.path) as run:
         assert run.checkpoint is None
         rows = run.operations.rows
@@ -225,7 +220,7 @@ def test_a_run_may_be_cut_again_and_again(rig: Any, make_whole: Any, kills: Any)
     job, whole = make_whole()
     first, second = whole.pulse(0.4), whole.pulse(0.7)
     moments = [("done", first), ("done", second), ("done", second), ("before", second), ("logged", whole.ids()[-1])]
-    (kill,) = kills(job.out, {moments[0]}, lambda: train(job, Silent())).values()
+    (kill,) = kills(job.out, {moments[0]}, lambda: train(job)).values()
     for moment in moments[1:]:
         (kill,) = kills(kill.path, {moment}, lambda last=kill: go_on(rig, last)).values()
     go_on(rig, kill)
@@ -250,7 +245,7 @@ def test_an_interrupted_run_goes_on_from_where_it_was(log: str, rig: Any, make_w
     with Run.open(job.out) as run:
         assert run.checkpoint is not None
         assert run.checkpoint.operations == run.operations.rows
-    resume(job.out, Silent())
+    resume(job.out)
     whole.assert_same(job.out, rig.dump())
 
 
@@ -269,28 +264,28 @@ def test_an_operation_that_failed_is_resolved(moment: str, error: BaseException,
 
     rig.hook = fail
     with pytest.raises(type(error)):
-        train(job, Silent())
+        train(job)
     rig.hook = lambda *_: None
     with Run.open(job.out) as run:
         assert run.operations["op_id"][-1] == -1
-    resume(job.out, Silent())
+    resume(job.out)
     whole.assert_same(job.out, rig.dump())
 
 
 @pytest.mark.usefixtures("often")
 def test_a_killed_run_without_its_products_is_refused(rig: Any, make_whole: Any, kills: Any) -> None:
     job, whole = make_whole(log="digest")
-    (kill,) = kills(job.out, {("logged", whole.pulse(0.8))}, lambda: train(job, Silent())).values()
+    (kill,) = kills(job.out, {("logged", whole.pulse(0.8))}, lambda: train(job)).values()
     rig.restore(kill.chip)
     with pytest.raises(InputError, match=r"logged-\d+\.h5 keeps only a checksum of each product \(log=digest\)"):
-        resume(kill.path, Silent())
+        resume(kill.path)
     assert chip_of(rig.dump()) == chip_of(kill.chip)
 
 
 @pytest.fixture
 def killed(rig: Any, make_whole: Any, kills: Any) -> tuple[Kill, Whole]:
     job, whole = make_whole()
-    (kill,) = kills(job.out, {("done", whole.pulse(0.8))}, lambda: train(job, Silent())).values()
+    (kill,) = kills(job.out, {("done", whole.pulse(0.8))}, lambda: train(job)).values()
     Run.open(kill.path).close()  # brings the tail in
     rig.restore(kill.chip)
     return kill, whole
@@ -327,7 +322,7 @@ def test_another_chip_or_another_state_of_it_is_refused(
     change(rig)
     before = path.read_bytes()
     with pytest.raises(InputError, match=said):
-        resume(path, Silent(), tester)
+        resume(path, tester=tester)
     assert path.read_bytes() == before
 
 
@@ -336,12 +331,12 @@ def test_a_tester_that_cannot_tell_is_refused(
 ) -> None:
     monkeypatch.setattr(rig.connection, "continue_after", ArrayTester.continue_after)
     with pytest.raises(InputError, match="cannot tell what became of its last operation"):
-        resume(killed[0].path, Silent())
+        resume(killed[0].path)
 
 
 def test_another_address_of_the_same_chip_is_taken(rig: Any, killed: tuple[Kill, Whole]) -> None:
     kill, whole = killed
-    resume(kill.path, Silent(), tester="tcp://elsewhere:5025")
+    resume(kill.path, tester="tcp://elsewhere:5025")
     whole.assert_same(kill.path, rig.dump())
 
 
@@ -351,15 +346,15 @@ def test_a_run_that_was_cut_in_its_first_operation_is_refused(
 ) -> None:
     """The log knows no id then that the tester could be asked about."""
     job, whole = make_whole()
-    (kill,) = kills(job.out, {(moment, whole.ids()[0])}, lambda: train(job, Silent())).values()
+    (kill,) = kills(job.out, {(moment, whole.ids()[0])}, lambda: train(job)).values()
     rig.restore(kill.chip)
     with pytest.raises(InputError, match="was cut in its first operation"):
-        resume(kill.path, Silent())
+        resume(kill.path)
 
 
 def test_a_run_that_was_cut_before_its_first_operation_begins(rig: Any, make_whole: Any, kills: Any) -> None:
     job, whole = make_whole()
-    (kill,) = kills(job.out, {("before", whole.ids()[0])}, lambda: train(job, Silent())).values()
+    (kill,) = kills(job.out, {("before", whole.ids()[0])}, lambda: train(job)).values()
     tail_path(kill.path).unlink()  # it was not even announced
     go_on(rig, kill)
     whole.assert_same(kill.path, rig.dump())
@@ -368,12 +363,12 @@ def test_a_run_that_was_cut_before_its_first_operation_begins(rig: Any, make_who
 def test_what_was_killed_is_described_and_replayed(rig: Any, make_whole: Any, kills: Any) -> None:
     job, whole = make_whole()
     op_id = whole.pulse(0.8)
-    (kill,) = kills(job.out, {("done", op_id)}, lambda: train(job, Silent())).values()
+    (kill,) = kills(job.out, {("done", op_id)}, lambda: train(job)).values()
     found = describe(kill.path)
     assert (found["state"], found["operations"]) == ("interrupted", whole.ids().index(op_id))
-    assert verify(kill.path, Silent()).operations == found["operations"]
+    assert verify(kill.path).operations == found["operations"]
     go_on(rig, kill)
-    assert verify(kill.path, Silent()).operations == len(whole.ids())
+    assert verify(kill.path).operations == len(whole.ids())
 
 
 def test_what_was_uncertain_is_said_and_no_difference_when_done_again(
@@ -391,14 +386,14 @@ def test_what_was_uncertain_is_said_and_no_difference_when_done_again(
         remarks = [text for _, text in run.messages if is_remark(text)]
     assert remarks
     assert all(text.endswith(" cells) is uncertain: nobody knows what was done") for text in remarks)
-    assert verify(whole.path, Silent()).complete
-    (kill,) = kills(job.out, {("logged", whole.pulse(0.9))}, lambda: train(job, Silent())).values()
+    assert verify(whole.path).complete
+    (kill,) = kills(job.out, {("logged", whole.pulse(0.9))}, lambda: train(job)).values()
     go_on(rig, kill)
-    assert verify(kill.path, Silent()).complete
+    assert verify(kill.path).complete
 
 
 def test_a_run_that_cannot_begin_lets_go_of_its_tester(rig: Any, make_job: MakeJob, tmp_path: Path) -> None:
     (tmp_path / "run.h5").write_text("taken")
     with pytest.raises(InputError, match="exists"):
-        train(make_job(**SHORT), Silent())
+        train(make_job(**SHORT))
     assert rig.connected == 0

@@ -20,6 +20,7 @@ from hil.data.run import Run
 from hil.mock_hw import physics
 from hil.mock_hw.array import Chip
 from hil.mock_hw.chipfile import load
+from hil.observers import Silent
 from hil.protocols.errors import InputError, ReplayError, TesterError
 from hil.resume import resume
 from hil.train import Job, train
@@ -53,15 +54,6 @@ class Cuts:
         copy = self._folder / f"{len(self.copies)}.h5"
         shutil.copyfile(self._path, copy)
         self.copies.append(copy)
-
-    logging = begin = epoch = finding = progress
-
-
-class Silent:
-    """An observer that does nothing."""
-
-    def progress(self, *_: Any) -> None:
-        """Nothing."""
 
     logging = begin = epoch = finding = progress
 
@@ -104,7 +96,7 @@ def test_a_killed_run_goes_on_to_the_same_end(cut: Any, log_of: LogOf) -> None:
         with Run.open(copy) as run:
             assert run.state == "interrupted"
             before = run.operations.rows
-        result = resume(copy, Silent())
+        result = resume(copy)
         assert not result.interrupted
         assert_same(copy, whole, log_of)
         with Run.open(copy) as run:
@@ -129,7 +121,7 @@ def test_without_a_checkpoint_all_is_done_again(
     train(job, cuts)
     with Run.open(cuts.copies[-2]) as run:
         assert run.checkpoint is None
-    resume(cuts.copies[-2], Silent())
+    resume(cuts.copies[-2])
     assert_same(cuts.copies[-2], job.out, log_of)
 
 
@@ -139,7 +131,7 @@ def test_a_run_may_be_killed_again_and_again(killed: Any, log_of: LogOf, tmp_pat
         cuts = Cuts(copy, tmp_path / f"again{number}")
         resume(copy, cuts)
         copy = cuts.copies[1]
-    resume(copy, Silent())
+    resume(copy)
     assert_same(copy, whole, log_of)
     with Run.open(copy) as run:
         assert len(run.sessions) == 4
@@ -155,18 +147,16 @@ class Stopper(Silent):
         if images == self._at:
             signal.raise_signal(signal.SIGINT)
 
-    logging = begin = epoch = finding = lambda *_: None
-
 
 def test_an_interrupted_run_goes_on_from_where_it_was(make_job: MakeJob, tmp_path: Path, log_of: LogOf) -> None:
     whole, stopped = make_job(out=tmp_path / "whole.h5"), make_job(out=tmp_path / "stopped.h5")
-    train(whole, Silent())
+    train(whole)
     assert train(stopped, Stopper(192)).interrupted
     with Run.open(stopped.out) as run:
         assert run.state == "interrupted"
         assert run.checkpoint is not None
         assert run.checkpoint.operations == run.operations.rows  # nothing is done twice
-    result = resume(stopped.out, Silent())
+    result = resume(stopped.out)
     assert (result.images, result.epochs, result.interrupted) == (300, 2, False)
     assert_same(stopped.out, whole.out, log_of)
 
@@ -176,7 +166,7 @@ def test_a_kept_chip_ends_as_if_the_run_had_never_been_cut(
     often: None, make_job: MakeJob, tmp_path: Path, log_of: LogOf, kill: bool
 ) -> None:
     new = "chip=pcm-analog&arrays=2&rows=80&columns=256&seed=4"
-    train(make_job(out=tmp_path / "first.h5", tester=f"twin:{tmp_path / 'chip.h5'}?{new}"), Silent())
+    train(make_job(out=tmp_path / "first.h5", tester=f"twin:{tmp_path / 'chip.h5'}?{new}"))
     shutil.copyfile(tmp_path / "chip.h5", tmp_path / "before.h5")
     job = make_job(tester=f"twin:{tmp_path / 'chip.h5'}")
     cuts = Cuts(job.out, tmp_path / "cuts")
@@ -188,7 +178,7 @@ def test_a_kept_chip_ends_as_if_the_run_had_never_been_cut(
         job.out.write_bytes(cuts.copies[-2].read_bytes())
     else:
         train(replace(job, overwrite=True), Stopper(192))
-    resume(job.out, Silent())
+    resume(job.out)
     assert_same(job.out, tmp_path / "whole.h5", log_of)
     chip = load(tmp_path / "chip.h5")[0].chip
     assert chip.now_ns == expected.now_ns
@@ -199,10 +189,10 @@ def test_a_kept_chip_ends_as_if_the_run_had_never_been_cut(
 def test_a_chip_that_was_used_since_is_refused(often: None, make_job: MakeJob, tmp_path: Path) -> None:
     new = "?chip=pcm-analog&arrays=2&rows=80&columns=256"
     assert train(make_job(tester=f"twin:{tmp_path / 'chip.h5'}{new}"), Stopper(192)).interrupted
-    train(make_job(out=tmp_path / "other.h5", tester=f"twin:{tmp_path / 'chip.h5'}"), Silent())
+    train(make_job(out=tmp_path / "other.h5", tester=f"twin:{tmp_path / 'chip.h5'}"))
     before = (tmp_path / "run.h5").read_bytes()
     with pytest.raises(InputError, match=r"chip in .*chip\.h5 was used since: its last operation is \d+"):
-        resume(tmp_path / "run.h5", Silent())
+        resume(tmp_path / "run.h5")
     assert (tmp_path / "run.h5").read_bytes() == before
 
 
@@ -212,7 +202,7 @@ def test_an_operation_that_failed_is_done_again(
     make_job: MakeJob, tmp_path: Path, log_of: LogOf, error: BaseException, operation: str
 ) -> None:
     whole, job = make_job(out=tmp_path / "whole.h5"), make_job()
-    train(whole, Silent())
+    train(whole)
     calls, real = itertools.count(), getattr(Chip, operation)
 
     def fail(chip: Chip, *arguments: Any) -> Any:
@@ -223,22 +213,22 @@ def test_an_operation_that_failed_is_done_again(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Chip, operation, fail)
         with pytest.raises(type(error)):
-            train(job, Silent())
+            train(job)
     with Run.open(job.out) as run:
         assert run.operations["op_id"][-1] == -1
-    resume(job.out, Silent())
+    resume(job.out)
     assert_same(job.out, whole.out, log_of)
 
 
 def test_a_completed_run_is_refused(killed: Any) -> None:
     with pytest.raises(InputError, match=r"run\.h5 is complete: there is nothing to resume"):
-        resume(killed[0], Silent())
+        resume(killed[0])
 
 
 def test_another_tester_is_refused(killed: Any) -> None:
     before = killed[1].read_bytes()
     with pytest.raises(InputError, match=r"was made on twin:pcm-analog.*, not on twin:ideal"):
-        resume(killed[1], Silent(), tester="twin:ideal")
+        resume(killed[1], tester="twin:ideal")
     assert killed[1].read_bytes() == before
 
 
@@ -252,7 +242,7 @@ def edit(path: Path, group: str, **changes: Any) -> None:
 def test_another_configuration_is_refused_where_it_first_differs(killed: Any) -> None:
     edit(killed[1], "start/config", lr=0.41)
     with pytest.raises(ReplayError, match=r"operation \d+"):
-        resume(killed[1], Silent())
+        resume(killed[1])
     with Run.open(killed[1]) as run:
         assert run.state.startswith("failed: ReplayError: operation")
 
@@ -276,7 +266,7 @@ def test_what_differs_is_named(
     edit(copy, group, **change)
     before = copy.read_bytes()
     with pytest.raises(InputError, match=said):
-        resume(copy, Silent())
+        resume(copy)
     assert copy.read_bytes() == before
 
 
@@ -287,7 +277,7 @@ def test_a_log_that_was_changed_is_refused_with_the_difference(killed: Any) -> N
         length = int(stream["tail_range"][1])
         part[length - 1] += 1
     with pytest.raises(ReplayError, match=r"operation \d+ \((SET|RESET)\): program/column\[\d+\] was \d+, is \d+"):
-        resume(killed[1], Silent())
+        resume(killed[1])
 
 
 def test_the_devices_of_a_weight_are_told(short_run: Path) -> None:

@@ -22,6 +22,7 @@ from hil.data.status import read_status
 from hil.instruments import link
 from hil.mock_hw import server
 from hil.mock_hw.server import Server
+from hil.observers import Silent
 from hil.replay import verify
 from hil.resume import resume
 from hil.train import Job, train
@@ -41,15 +42,10 @@ main()
 """
 
 
-class Silent:
-    """An observer that does nothing."""
-
-    logging = begin = progress = epoch = finding = lambda *_: None
-
-
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Serial lines fall silent sooner; their two times stay in order."""
+    """Serial lines fall silent sooner; their two times stay in order. A slow machine is waited for."""
+    monkeypatch.setattr("hil.instruments.exchange.PAUSES", (0.0, 0.05, 0.1, 0.2, 0.5, *[1.0] * 60))
     monkeypatch.setattr(link, "QUIET_S", 0.05)
     monkeypatch.setattr(server, "PARTIAL_S", 0.03)
 
@@ -85,7 +81,7 @@ def kill_and_resume(
     uri = f"twin:{chip}?{CHIP}"
     settings = {"train_images": 120, "epochs": 2}
     whole, path = folder / "whole.h5", folder / "killed.h5"
-    train(make_job(out=whole, tester=uri, **settings), Silent())
+    train(make_job(out=whole, tester=uri, **settings))
     options = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     with served(uri, ("127.0.0.1", 0) if where == "TCP" else folder / "tty") as line:
         killed(path, f"{line.uri}?codec={codec}", options, moments[0])
@@ -94,12 +90,12 @@ def kill_and_resume(
         with Run.open(path) as run:
             cut = run.state == "interrupted"
         if cut:
-            assert not resume(path, Silent()).interrupted
+            assert not resume(path).interrupted
         last = int(log_of(whole)["operations/op_id"][-1])
         with connect(line.uri, 1) as tester:
             assert tester.wait(0.0).op_id == last + 1  # nothing was asked that the whole run has not asked
     assert_same(path, whole, log_of)
-    assert verify(path, Silent()).identical
+    assert verify(path).identical
 
 
 def resume_and_kill(path: Path, operations: int) -> None:
@@ -164,16 +160,11 @@ class KillsTheServer(Silent):
     def _again(self) -> None:
         self.process, _ = serve(str(self._chip), int(self._uri.rpartition(":")[2]))
 
-    logging = begin = epoch = finding = lambda *_: None
 
-
-def test_a_run_survives_the_kill_of_its_server(
-    make_job: MakeJob, log_of: LogOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("hil.instruments.exchange.PAUSES", (0.0,) + (1.0,) * 60)  # slow machines start it slowly
+def test_a_run_survives_the_kill_of_its_server(make_job: MakeJob, log_of: LogOf, tmp_path: Path) -> None:
     settings = {"train_images": 120, "epochs": 1}
     whole, chip = tmp_path / "whole.h5", tmp_path / "chip.h5"
-    train(make_job(out=whole, tester=f"twin:pcm-analog?{CHIP}", **settings), Silent())
+    train(make_job(out=whole, tester=f"twin:pcm-analog?{CHIP}", **settings))
     process, uri = serve(f"{chip}?chip=pcm-analog&{CHIP}", 0)
     killer = KillsTheServer(process, chip, uri)
     try:

@@ -19,6 +19,7 @@ from hil.instruments.resource import open_link, parse_address
 from hil.mock_hw import server
 from hil.mock_hw.faults import FaultPlan, FaultRule
 from hil.mock_hw.server import Server
+from hil.observers import Silent
 from hil.protocols.errors import InputError, TesterError
 from hil.protocols.messages import Operation, Status, TesterKind
 from hil.resume import resume
@@ -49,7 +50,8 @@ RECOVERABLE = (
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Serial lines fall silent sooner; their two times stay in order."""
+    """Serial lines fall silent sooner; their two times stay in order. A slow machine is waited for."""
+    monkeypatch.setattr("hil.instruments.exchange.PAUSES", (0.0, 0.05, 0.1, 0.2, 0.5, *[1.0] * 30))
     monkeypatch.setattr(link, "QUIET_S", 0.03)
     monkeypatch.setattr(server, "PARTIAL_S", 0.02)
 
@@ -68,18 +70,13 @@ def in_process(tmp_path_factory: pytest.TempPathFactory) -> Callable[[MakeJob, s
     def make(make_job: MakeJob, uri: str) -> Path:
         if uri not in made:
             made[uri] = folder / f"{len(made)}.h5"
-            train(make_job(out=made[uri], tester=uri, **SHORT), Silent())
+            train(make_job(out=made[uri], tester=uri, **SHORT))
         return made[uri]
 
     return make
 
 
-class Silent:
-    """An observer that does nothing."""
-
-    logging = begin = progress = epoch = finding = lambda *_: None
-
-
+@pytest.mark.timeout(300)  # the first of them may compile all kernels
 @pytest.mark.parametrize("faults", [False, True], ids=["sound", "with faults"])
 @pytest.mark.parametrize("codec", ["scpi", "frames"])
 @pytest.mark.parametrize("where", ["TCP", "pty"])
@@ -98,8 +95,8 @@ def test_a_run_is_the_same_over_every_wire(
     expected = in_process(make_job, chip)
     plan = FaultPlan(RECOVERABLE, 3) if faults else None
     with served(chip, ("127.0.0.1", 0) if where == "TCP" else tmp_path / "tty", plan) as line:
-        uri = f"{line.uri}?codec={codec}&timeout={0.1 if faults else 5}"
-        result = train(make_job(tester=uri, **SHORT), Silent())
+        uri = f"{line.uri}?codec={codec}&timeout={0.1 if faults else 30}"
+        result = train(make_job(tester=uri, **SHORT))
     log, other = log_of(tmp_path / "run.h5"), log_of(expected)
     assert log.keys() == other.keys()
     for name, values in other.items():
@@ -122,7 +119,7 @@ def test_a_visa_resource_string_is_all_that_is_needed(
     expected = in_process(make_job, SMALL)
     with served(SMALL, ("127.0.0.1", 0)) as line:
         uri = resource.format(port=line.uri.rpartition(":")[2])
-        train(make_job(tester=uri, **SHORT), Silent())
+        train(make_job(tester=uri, **SHORT))
     for name, values in log_of(expected).items():
         np.testing.assert_array_equal(log_of(tmp_path / "run.h5")[name], values, err_msg=name)
 
@@ -132,7 +129,7 @@ def test_reboots_leave_operations_in_doubt_that_are_read_again_and_said(
 ) -> None:
     plan = FaultPlan((FaultRule("reboot", probability=0.05),), 3)
     with served(SMALL, ("127.0.0.1", 0), plan) as line:
-        result = train(make_job(tester=f"{line.uri}?timeout=5", **SHORT), Silent())
+        result = train(make_job(tester=f"{line.uri}?timeout=5", **SHORT))
     assert result.images == 60
     assert any("programming operations are uncertain" in finding for finding in result.findings)
     with Run.open(tmp_path / "run.h5") as run:
@@ -168,8 +165,6 @@ class Stopper(Silent):
         if self._how == "Ctrl-C twice":
             signal.raise_signal(signal.SIGINT)
 
-    logging = begin = epoch = finding = lambda *_: None
-
 
 @pytest.mark.parametrize("codec", ["scpi", "frames"])
 @pytest.mark.parametrize("how", ["Ctrl-C", "Ctrl-C twice", "error"])
@@ -184,9 +179,9 @@ def test_however_a_run_ends_the_lines_are_grounded_and_its_file_is_whole(
         assert grounded(line.uri)
         with Run.open(job.out) as run:
             assert run.state in ("interrupted", "failed: InputError: enough")
-        resume(job.out, Silent())
+        resume(job.out)
     whole = tmp_path / "whole.h5"
-    train(make_job(out=whole, tester=SMALL, train_images=64, epochs=1), Silent())
+    train(make_job(out=whole, tester=SMALL, train_images=64, epochs=1))
     for name, values in log_of(whole).items():
         np.testing.assert_array_equal(log_of(job.out)[name], values, err_msg=name)
 
@@ -199,8 +194,6 @@ class Cutter(Silent):
 
     def progress(self, images: int, *_: Any) -> None:
         self._line.stop()
-
-    logging = begin = epoch = finding = lambda *_: None
 
 
 def test_a_lost_tester_ends_the_run_with_its_file_intact(
