@@ -261,7 +261,7 @@ class Table:
         self._dtype = np.dtype([(field.name, field.dtype) for field in fields])
         self.layout = ",".join(field.dtype for field in fields)
         """Types of the fields; a packed row has them one after the other."""
-        self.pack = struct.Struct("<" + "".join(_struct_code(np.dtype(field.dtype)) for field in fields)).pack
+        self._pack = struct.Struct("<" + "".join(_struct_code(np.dtype(field.dtype)) for field in fields)).pack
         self._first = len(self.columns[0])  # rows in the columns
         self._rows = bytearray()  # rows after them
 
@@ -275,7 +275,11 @@ class Table:
 
     def append(self, *row: Any) -> None:
         """Append one value per field, in the order of the fields. Raises struct.error on a value that does not fit."""
-        self._rows += self.pack(*row)
+        self.add(self._pack(*row))
+
+    def add(self, row: bytes) -> None:
+        """Append a packed row."""
+        self._rows += row
         if len(self._rows) >= ROW_BUFFER:
             self.sort()
 

@@ -122,10 +122,9 @@ class ReplayTester(ArrayTester):
                 "mvm/inputs", row.offset, codes if codes.dtype == self._dac_dtype else codes.astype(self._dac_dtype)
             )
             self.recorded.compare("mvm/scales", row.scale_offset, vectors.scale)
-        except ReplayError as error:
+        except ReplayError:
             limits.check_vectors(self._capabilities, region, vectors, direction, gain)
-            if (top := int(np.abs(codes.astype(np.int64)).max())) > self._capabilities.dac_top:
-                raise limits.code_outside(self._capabilities, top) from error
+            limits.check_codes(self._capabilities, int(np.abs(codes.astype(np.int64)).max()))
             raise
         return self._readings(row, "mvm/outputs", (row.done, region.outputs(direction)))
 

@@ -224,10 +224,8 @@ class RunWriter:
             self._columns.tables["shapes"].append(*astuple(shape))
         return number
 
-    def check_readings(self, kind: Operation, gain: int, readings: Readings) -> tuple[str, float, int]:
-        """Store what turns codes into values once per kind and gain: unit, scale and offset, which are returned. Raises
-        TesterError if they have changed.
-        """
+    def check_readings(self, kind: Operation, gain: int, readings: Readings) -> None:
+        """Store what turns codes into values once per kind and gain. Raises TesterError if it has changed."""
         constants = (readings.unit, readings.scale, readings.offset)
         known = self._readings.get((kind, gain))
         if known is None:
@@ -238,7 +236,6 @@ class RunWriter:
                 f"{kind.name}, gain {gain}: unit, scale and offset of readings were {known}, are {constants}: "
                 "they must stay the same in a run; mend the driver"
             )
-        return constants
 
     def message(self, text: str) -> None:
         """Log a warning or diagnosis with the time of day."""

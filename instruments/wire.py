@@ -98,8 +98,7 @@ class WireTester(ArrayTester):
         c = self._capabilities
         limits.check_registered(self._regions, region)
         limits.check_vectors(c, region, vectors, direction, gain)
-        if (top := max(int(vectors.codes.max()), -int(vectors.codes.min()))) > c.dac_top:
-            raise limits.code_outside(c, top)
+        limits.check_codes(c, max(int(vectors.codes.max()), -int(vectors.codes.min())))
         codes = np.ascontiguousarray(vectors.codes, c.dac_dtype)
         shape = (len(codes), region.outputs(direction))
         reply = self._readings(

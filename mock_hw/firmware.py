@@ -15,6 +15,7 @@ from hil.protocols.messages import (
     Block,
     Capabilities,
     Cells,
+    Codes,
     Direction,
     Operation,
     PulseBatch,
@@ -27,7 +28,6 @@ from hil.protocols.messages import (
 from hil.protocols.requests import CutShortError, NoRegionError, State
 
 Reply = TypeVar("Reply", Readings, Receipt)
-COMPLETE = Status.COMPLETE
 MOST_PULSES = 2**22
 """Pulses in one operation, so that their noise fits into memory. CHOSEN."""
 MOST_REGIONS = 1024
@@ -47,11 +47,10 @@ class Firmware:
     def __init__(self, chip: Chip) -> None:
         self.chip = chip
         self.capabilities: Capabilities = chip.parameters.capabilities()
-        self._dac_dtype, self._dac_top = np.dtype(self.capabilities.dac_dtype), self.capabilities.dac_top
+        self._dac_dtype = np.dtype(self.capabilities.dac_dtype)
         self.last_op_id = 0
         self.last_operation: Operation | None = None
         self.last_reply: Readings | Receipt | None = None
-        """Kept for the case that it is asked for again."""
         self.last_content: tuple[Any, ...] | int = 0
         """What the last operation was asked to do, or `fingerprint` of that."""
         self.boots = 0
@@ -91,27 +90,21 @@ class Firmware:
         chip = self.chip
         codes, saturated = chip.read(flat)
         self._spend(len(flat), self.capabilities.durations.read)
-        self.last_reply = reply = Readings(op_id, chip.now_ns, codes, "S", chip.read_step, chip.read_offset, saturated)
-        return reply
+        return self._answer(Readings(op_id, chip.now_ns, codes, "S", chip.read_step, chip.read_offset, saturated))
 
     def mvm(self, op_id: int, handle: int, vectors: Vectors, direction: Direction, gain: int) -> Readings:
         """Products of a batch of vectors with a region."""
         region = self.regions.get(handle)
         if region is None:
             raise NoRegionError(f"region {handle} is not defined here")
-        codes = vectors.codes
-        limits.check_vectors(self.capabilities, region, vectors, direction, gain)
-        if (top := largest(codes)) > self._dac_top:
-            raise limits.code_outside(self.capabilities, top)
-        codes = np.ascontiguousarray(codes, self._dac_dtype)
+        codes = self._check_vectors(region, vectors, direction, gain)
         if self._repeated(op_id, MVM_KIND[direction], (handle, gain, codes)):
             return self._again(Readings)
         full_scale = self.capabilities.mvm_ranges[gain]
         out, saturated = self.chip.multiply(region, codes, direction, full_scale)
         self._spend(len(codes), self.capabilities.durations.mvm)
         step = full_scale / self.capabilities.adc_top
-        self.last_reply = reply = Readings(op_id, self.chip.now_ns, out, "A", step, 0, saturated)
-        return reply
+        return self._answer(Readings(op_id, self.chip.now_ns, out, "A", step, 0, saturated))
 
     def program(self, op_id: int, pulses: PulseBatch, power_fails_after: int | None = None) -> Receipt:
         """SET or RESET pulses. Power may fail after the first so many cells: then it boots, and raises
@@ -127,8 +120,7 @@ class Firmware:
             self.boot()
             raise CutShortError("power failed")
         saturated = self._pulse(pulses, flat, total)
-        self.last_reply = reply = Receipt(op_id, self.chip.now_ns, COMPLETE, total, saturated)
-        return reply
+        return self._answer(Receipt(op_id, self.chip.now_ns, Status.COMPLETE, total, saturated))
 
     def wait(self, op_id: int, seconds: float) -> Receipt:
         """Device time passes."""
@@ -137,8 +129,7 @@ class Firmware:
         if self._repeated(op_id, Operation.WAIT, (seconds,)):
             return self._again(Receipt)
         self._spend(1, seconds)
-        self.last_reply = reply = Receipt(op_id, self.chip.now_ns, COMPLETE, 0)
-        return reply
+        return self._answer(Receipt(op_id, self.chip.now_ns, Status.COMPLETE, 0))
 
     def _repeated(self, op_id: int, operation: Operation, content: tuple[Any, ...]) -> bool:
         """Whether this was the last operation. If not, it begins now: if it is cut short, it keeps its id and has no
@@ -151,6 +142,11 @@ class Firmware:
         self.last_content = content
         self.grounded = False
         return False
+
+    def _answer(self, reply: Reply) -> Reply:
+        """Keep the reply for the case that it is asked for again."""
+        self.last_reply = reply
+        return reply
 
     def _check_same(self, op_id: int, operation: Operation, content: tuple[Any, ...]) -> None:
         if op_id < self.last_op_id:
@@ -174,6 +170,11 @@ class Firmware:
     def _locate(self, cells: Cells) -> npt.NDArray[np.int64]:
         limits.check_cell_count(self.capabilities, cells)
         return self.chip.locate(cells)
+
+    def _check_vectors(self, region: Region, vectors: Vectors, direction: Direction, gain: int) -> Codes:
+        limits.check_vectors(self.capabilities, region, vectors, direction, gain)
+        limits.check_codes(self.capabilities, largest(vectors.codes))
+        return np.ascontiguousarray(vectors.codes, self._dac_dtype)
 
     def _check_pulses(self, pulses: PulseBatch) -> int:
         """How many pulses there are; raises `LimitError` where they cannot be sent."""

@@ -62,9 +62,12 @@ class Matrix:
         if physics.touch(self._due, self._places, self._devices, cells.array, cells.row, cells.column):
             self._due_ns = 0
 
-    def follow_drift(self, now_ns: int) -> None:
-        """Bring all weights and variances to device time `now_ns`, within `DRIFT_BOUND`."""
-        self._due_ns = physics.age(self._crossings, self._due, self._devices, ALL, now_ns, self._constants)
+    def follow_drift(self, now_ns: int, codes: Codes = ALL) -> None:
+        """Bring weights and variances to device time `now_ns`, within `DRIFT_BOUND`: all, or those on word lines that
+        forward `codes` (batch, inputs) drive.
+        """
+        if now_ns >= self._due_ns:
+            self._due_ns = physics.age(self._crossings, self._due, self._devices, codes, now_ns, self._constants)
 
     def multiply(
         self,
@@ -81,9 +84,7 @@ class Matrix:
         """Product of a batch at device time `now_ns` into `out` (see `products`), counted in `reads` of the lines that
         it drives; returns the number of saturated codes.
         """
-        if now_ns >= self._due_ns:
-            driven = codes if forward else ALL
-            self._due_ns = physics.age(self._crossings, self._due, self._devices, driven, now_ns, self._constants)
+        self.follow_drift(now_ns, codes if forward else ALL)
         kernel, lines = (products.forward, self._row_lines) if forward else (products.backward, self._column_lines)
         return kernel(self.weight, self.variance, self._blocks, lines, codes, volt, normals, step, top, out, reads)
 

@@ -60,8 +60,7 @@ class TwinTester(ArrayTester):
 
     def mvm(self, region: Region, vectors: Vectors, direction: Direction, gain: int) -> Readings:
         firmware = self._open()
-        if firmware.regions.get(region.handle) is not region:
-            limits.check_registered(self._regions, region)
+        limits.check_registered(self._regions, region)
         return firmware.mvm(firmware.last_op_id + 1, region.handle, vectors, direction, gain)
 
     def program(self, pulses: PulseBatch) -> Receipt:

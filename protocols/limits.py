@@ -19,12 +19,11 @@ from hil.protocols.messages import (
     Vectors,
 )
 
-FORWARD = Direction.FORWARD
 
-
-def batch_outside(capabilities: Capabilities, count: int, what: str) -> LimitError:
-    """The error for a batch that is empty or too large."""
-    return LimitError(f"a batch of {count} {what} is outside 1 to {capabilities.largest_batch}")
+def check_batch(capabilities: Capabilities, count: int, what: str) -> None:
+    """The size of a batch."""
+    if not 0 < count <= capabilities.largest_batch:
+        raise LimitError(f"a batch of {count} {what} is outside 1 to {capabilities.largest_batch}")
 
 
 def check_cell_count(capabilities: Capabilities, cells: Cells) -> None:
@@ -32,8 +31,7 @@ def check_cell_count(capabilities: Capabilities, cells: Cells) -> None:
     if not len(cells.array) == len(cells.row) == len(cells.column):
         sizes = (len(cells.array), len(cells.row), len(cells.column))
         raise LimitError(f"cells have {sizes} arrays, rows and columns; all three must be as many")
-    if not 0 < len(cells) <= capabilities.largest_batch:
-        raise batch_outside(capabilities, len(cells), "cells")
+    check_batch(capabilities, len(cells), "cells")
 
 
 def check_cells(capabilities: Capabilities, cells: Cells) -> None:
@@ -64,23 +62,22 @@ def check_registered(regions: Sequence[Region], region: Region) -> None:
 
 
 def check_vectors(c: Capabilities, region: Region, vectors: Vectors, direction: Direction, gain: int) -> None:
-    """Vectors for a product, but for the range of their codes: see `code_outside`."""
-    expected = region.rows if direction == FORWARD else region.columns
-    shape = vectors.codes.shape
+    """Vectors for a product, but for the range of their codes: see `check_codes`."""
+    expected, shape = region.inputs(direction), vectors.codes.shape
     if len(shape) != 2 or shape[1] != expected:
         way = direction.name.lower()
         raise LimitError(f"codes of shape {shape}: region {region.handle} takes (batch, {expected}) {way}")
-    if not 0 < shape[0] <= c.largest_batch:
-        raise batch_outside(c, shape[0], "vectors")
+    check_batch(c, shape[0], "vectors")
     if not 0 <= gain < len(c.mvm_ranges):
         raise LimitError(f"gain {gain} is outside 0 to {len(c.mvm_ranges) - 1}")
     if vectors.codes.dtype.kind != "i":
         raise LimitError(f"DAC codes must be signed integers, not {vectors.codes.dtype}")
 
 
-def code_outside(capabilities: Capabilities, code: int) -> LimitError:
-    """The error for a DAC code beyond the converter's largest."""
-    return LimitError(f"DAC code {code} is outside +-{capabilities.dac_top} ({capabilities.dac_bits} bits)")
+def check_codes(capabilities: Capabilities, top: int) -> None:
+    """The largest magnitude among DAC codes."""
+    if top > capabilities.dac_top:
+        raise LimitError(f"DAC code {top} is outside +-{capabilities.dac_top} ({capabilities.dac_bits} bits)")
 
 
 def check_blocks(c: Capabilities, blocks: Sequence[Block]) -> None:
