@@ -116,7 +116,6 @@ class MixedPrecisionSGD(torch.optim.Optimizer):
         if not lr > 0 or not granularity > 0 or (max_pulses is not None and max_pulses < 1):
             raise InputError(f"lr={lr}, granularity={granularity} and max_pulses={max_pulses} must be above 0")
         self._layer_of: dict[Tensor, _Layer] = {}
-        self._layers: list[tuple[int, _Layer]] = []  # the same, with the number of their group
         self._plain = False  # whether there are other parameters
         super().__init__(params, {"lr": lr})
         self.granularity = granularity
@@ -130,8 +129,7 @@ class MixedPrecisionSGD(torch.optim.Optimizer):
         for parameter in self.param_groups[-1]["params"]:
             if isinstance(parameter, AnalogWeight):
                 chi = self.state[parameter]["chi"] = torch.zeros(parameter.pairs.shape)
-                layer = self._layer_of[parameter] = _Layer(parameter, chi)
-                self._layers.append((len(self.param_groups) - 1, layer))
+                self._layer_of[parameter] = _Layer(parameter, chi)
             else:
                 self._plain = True
 
@@ -182,16 +180,12 @@ class MixedPrecisionSGD(torch.optim.Optimizer):
     def _update(self) -> int:
         """Update all parameters; returns how many images the analog ones have seen."""
         images = 0
-        for number, layer in self._layers:
-            lr = self.param_groups[number]["lr"]
-            images = max(images, layer.update(lr, self.granularity, self.max_pulses))
-        if self._plain:
-            self._update_plain()
-        return images
-
-    @torch.no_grad()
-    def _update_plain(self) -> None:
         for group in self.param_groups:
             for parameter in group["params"]:
-                if parameter.grad is not None and parameter not in self._layer_of:
-                    parameter.add_(parameter.grad, alpha=-group["lr"])
+                if isinstance(parameter, AnalogWeight):
+                    layer = self._layer_of[parameter]
+                    images = max(images, layer.update(group["lr"], self.granularity, self.max_pulses))
+                elif parameter.grad is not None:
+                    with torch.no_grad():
+                        parameter.add_(parameter.grad, alpha=-group["lr"])
+        return images
