@@ -12,9 +12,9 @@ from hil.instruments.batching import BatchingTester
 from hil.instruments.resource import parse_address
 from hil.instruments.tester import ArrayTester
 from hil.instruments.wire import open_wire
-from hil.mock_hw import chipfile
+from hil.mock_hw import chipfile, chiptoml
 from hil.mock_hw.array import Chip
-from hil.mock_hw.chips import named_chip
+from hil.mock_hw.chips import changed, named_chip
 from hil.mock_hw.firmware import Firmware
 from hil.mock_hw.keeper import ChipFile
 from hil.mock_hw.twin import TwinTester, identity_of
@@ -29,8 +29,9 @@ DEFAULT_CHIP = "pcm-analog"
 def open_tester(uri: str = "twin:", seed: int | np.random.SeedSequence = 1) -> ArrayTester:
     """A tester that takes batches of any size.
 
-    `twin:` or `twin:NAME` is a new software chip made with `seed`; `twin:FILE.h5` a chip that is kept in a file, which
-    `twin:FILE.h5?chip=NAME` makes if it is not there. `?key=value&...` sets `seed` and parameters of a new chip, as in
+    `twin:` or `twin:NAME` is a new software chip made with `seed`, and so is `twin:FILE.toml`, with parameters from a
+    file (see `hil.mock_hw.chiptoml`); `twin:FILE.h5` is a chip that is kept in a file, which `twin:FILE.h5?chip=NAME`
+    makes if it is not there. `?key=value&...` sets `seed` and parameters of a new chip, as in
     `twin:pcm-analog?drift=off&arrays=4`. `tcp://HOST:PORT`, `serial:///DEVICE` and VISA resource strings are testers on
     a wire: see `hil.instruments.resource`. `replay:RUN.h5` answers from the recording of a run. Other packages add
     schemes of their own. Raises `InputError` for what is unknown, `TesterError` where there is no tester.
@@ -51,8 +52,8 @@ def connect(uri: str, seed: int | np.random.SeedSequence) -> ArrayTester:
         return driver
     if scheme != "twin" or not colon:
         raise InputError(
-            f"unknown tester {uri!r}; there are twin:NAME, twin:FILE.h5, tcp://HOST:PORT, serial:///DEVICE, VISA "
-            "resource strings, replay:RUN.h5 and what other packages add"
+            f"unknown tester {uri!r}; there are twin:NAME, twin:FILE.toml, twin:FILE.h5, tcp://HOST:PORT, "
+            "serial:///DEVICE, VISA resource strings, replay:RUN.h5 and what other packages add"
         )
     firmware, identity, file = open_chip(uri, seed)
     return TwinTester(firmware, identity.model, identity.chip, file)
@@ -129,8 +130,12 @@ def _new_chip(name: str, changes: dict[str, str], seed: int | np.random.SeedSequ
     if "seed" in changes:
         seed = _seed(changes.pop("seed"))
     sequence = seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
-    firmware = Firmware(Chip(named_chip(name, changes), sequence))
-    return firmware, identity_of(name, f"{name}-{sequence.generate_state(1)[0]:08x}")
+    path = Path(name)
+    if path.suffix == ".toml":
+        chip, name = changed(chiptoml.load(path), changes), path.stem
+    else:
+        chip = named_chip(name, changes)
+    return Firmware(Chip(chip, sequence)), identity_of(name, f"{name}-{sequence.generate_state(1)[0]:08x}")
 
 
 def _seed(text: str) -> int:

@@ -1,8 +1,9 @@
 """The chip: all cells and their counters, the converters, and device time."""
 
 import numpy as np
+from numba import njit
 
-from hil.mock_hw import physics
+from hil.mock_hw import physics, records
 from hil.mock_hw.chips import ChipParameters
 from hil.mock_hw.matrix import Matrix
 from hil.mock_hw.normals import NormalSource
@@ -10,8 +11,6 @@ from hil.mock_hw.parameters import PcmParameters
 from hil.protocols.limits import outside_chip
 from hil.protocols.messages import Cells, Codes, Direction, Operation, PulseBatch, Region
 
-STUCK_HIGH = 0.8
-"""Conductance of a cell stuck in the SET state over `g_max`. CHOSEN."""
 PART = 1 << 20
 """Cells that are made at a time, so that a large chip needs no more memory than it keeps."""
 FORWARD = Direction.FORWARD
@@ -25,15 +24,15 @@ class Chip:
     """
 
     def __init__(self, parameters: ChipParameters, seed: np.random.SeedSequence) -> None:
-        fabrication, operation = seed.spawn(2)
+        fabrication, operation, noise = seed.spawn(3)
         self.parameters = parameters
         rng = np.random.default_rng(fabrication)
         count = parameters.arrays * parameters.rows * parameters.columns
+        self.constants = records.constants(parameters.cell, int(noise.generate_state(1, np.uint64)[0]))
         self.cells = fabricate(parameters.cell, count, rng)
         self.step_scale = _spread(1.0, parameters.cell.step_spread, count, rng)
-        self.nu = _spread(parameters.cell.nu, parameters.cell.nu_spread if parameters.cell.drift else 0.0, count, rng)
-        self.carries = np.zeros(count, physics.CARRY)
-        self._constants = physics.constants(parameters.cell)
+        self.nu = _exponents(parameters.cell, count, rng)
+        self.carries = np.zeros(count, records.CARRY)
         self.row_reads = np.zeros((parameters.arrays, parameters.rows), np.uint64)
         self.column_reads = np.zeros((parameters.arrays, parameters.columns), np.uint64)
         self.normals = NormalSource(operation)
@@ -48,7 +47,7 @@ class Chip:
         """Places of cells in the state, (n,); raises `LimitError` for a cell that the chip does not have."""
         p = self.parameters
         flat = np.empty(len(cells), np.int64)
-        bad = physics.locate(cells.array, cells.row, cells.column, p.arrays, p.rows, p.columns, flat)
+        bad = _locate(cells.array, cells.row, cells.column, p.arrays, p.rows, p.columns, flat)
         if bad >= 0:
             raise outside_chip(p.capabilities(), cells, bad)
         return flat
@@ -73,7 +72,7 @@ class Chip:
             self.read_step,
             self.read_offset,
             2**p.adc_bits - 1,
-            self._constants,
+            self.constants,
         )
         return codes, saturated
 
@@ -90,16 +89,30 @@ class Chip:
     def program(self, pulses: PulseBatch, flat: physics.I64, total: int) -> int:
         """Apply `total` pulses to the cells at `flat`; returns how many met an end of the conductance range."""
         p, saturated = self.parameters.cell, 0
-        if pulses.kind == Operation.SET:
+        if p.inference:
+            saturated = self._verify(pulses, flat)
+        elif pulses.kind == Operation.SET:
             normals = self.normals.take(total) if p.programming_noise else NO_NORMALS
             saturated = physics.apply_set(
-                self.cells, self.carries, self.step_scale, flat, pulses.counts, self.now_ns, normals, self._constants
+                self.cells, self.carries, self.step_scale, flat, pulses.counts, self.now_ns, normals, self.constants
             )
         else:
             normals = self.normals.take(len(flat)) if p.reset_noise else NO_NORMALS
-            physics.apply_reset(self.cells, self.carries, flat, pulses.counts, self.now_ns, normals, self._constants)
+            physics.apply_reset(self.cells, self.carries, flat, pulses.counts, self.now_ns, normals, self.constants)
         for matrix in self._matrices.values():
             matrix.touch(pulses.cells)
+        return saturated
+
+    def _verify(self, pulses: PulseBatch, flat: physics.I64) -> int:
+        """Program and verify cells, and draw their drift exponents anew; as `program`."""
+        p, saturated = self.parameters.cell, 0
+        levels, exponents = np.split(self.normals.take(2 * len(flat)), 2)
+        batch = self.cells, self.carries, flat, pulses.counts, self.now_ns
+        if pulses.kind == Operation.SET:
+            saturated = physics.apply_targets(*batch, levels if p.programming_noise else NO_NORMALS, self.constants)
+        else:
+            physics.apply_reset(*batch, levels if p.reset_noise else NO_NORMALS, self.constants)
+        physics.draw_exponents(self.cells, self.nu, flat, exponents, self.constants)
         return saturated
 
     def multiply(self, region: Region, codes: Codes, direction: Direction, full_scale: float) -> tuple[Codes, int]:
@@ -128,25 +141,47 @@ class Chip:
         return self.cells[what] + np.int64(256) * self.carries[what]
 
     def _matrix(self, region: Region) -> Matrix:
-        matrix = Matrix(region.blocks, self.parameters, self.cells, self.nu)
+        matrix = Matrix(region.blocks, self.parameters, self.cells, self.nu, self.constants)
         self._matrices[region.handle] = matrix
         return matrix
 
 
-def fabricate(p: PcmParameters, count: int, rng: np.random.Generator) -> physics.Records:
+@njit(cache=True)
+def _locate(
+    array: physics.U16, row: physics.U16, column: physics.U16, arrays: int, rows: int, columns: int, flat: physics.I64
+) -> int:
+    """Write each cell's place on the chip into `flat` (n,); returns the index of the first cell the chip does not have,
+    or -1.
+    """
+    for i in range(flat.size):
+        if array[i] >= arrays or row[i] >= rows or column[i] >= columns:
+            return i
+        flat[i] = (np.int64(array[i]) * rows + row[i]) * columns + column[i]
+    return -1
+
+
+def fabricate(p: PcmParameters, count: int, rng: np.random.Generator) -> records.Records:
     """The cells of a new chip, RESET once at time 0."""
-    cells = np.zeros(count, physics.CELL)
+    cells = np.zeros(count, records.CELL)
     parts = [slice(start, start + PART) for start in range(0, count, PART)]
     for part in parts:
         g = cells["conductance"][part]
         normal = rng.standard_normal(len(g), np.float32) * p.reset_noise  # drawn in any case: the rest stays the same
-        g[:] = physics.reset_level(normal, physics.constants(p)[0])
+        g[:] = physics.reset_level(normal, records.constants(p)[0])
     for part in parts if p.stuck_fraction else ():
         stuck = cells["stuck"][part]
         stuck[:] = rng.random(len(stuck)) < p.stuck_fraction
     stuck = np.flatnonzero(cells["stuck"])
-    cells["conductance"][stuck] = np.where(rng.random(len(stuck)) < 0.5, p.g_min, STUCK_HIGH * p.g_max)
+    cells["conductance"][stuck] = np.where(rng.random(len(stuck)) < 0.5, p.g_min, physics.STUCK_HIGH * p.g_max)
     return cells
+
+
+def _exponents(p: PcmParameters, count: int, rng: np.random.Generator) -> physics.F32:
+    """Drift exponents after the first RESET: one for all cells, or one per cell."""
+    if not p.inference:
+        return _spread(p.nu, p.nu_spread if p.drift else 0.0, count, rng)
+    exponents: physics.F32 = physics.exponent(0.0, rng.standard_normal(count, np.float32), records.constants(p)[0])
+    return exponents.astype(np.float32)
 
 
 def _spread(mean: float, fraction: float, count: int, rng: np.random.Generator) -> physics.F32:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from hil.mock_hw import chips
 from hil.mock_hw.array import Chip
 from hil.mock_hw.firmware import Firmware, fingerprint
-from hil.mock_hw.physics import CARRY, CELL
+from hil.mock_hw.records import CARRY, CELL
 from hil.protocols.errors import InputError, StorageError
 from hil.protocols.messages import Identity, Operation, Readings, Receipt, Status
 
@@ -27,7 +27,11 @@ VERSION = 1
 
 def save(path: Path, firmware: Firmware, identity: Identity) -> None:
     """Replace the file at once: a reader sees the old chip or the new one, never a part. Raises `StorageError`."""
-    content = dump(firmware, identity)  # in memory first: on a full disk HDF5 crashes when it closes the file
+    replace_file(path, dump(firmware, identity))  # in memory first: on a full disk HDF5 crashes when it closes the file
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Replace a chip's file at once, as `save`."""
     temporary = path.with_name(path.name + ".part")
     try:
         with temporary.open("wb") as part:
@@ -78,6 +82,7 @@ def _write(file: h5py.File, firmware: Firmware, identity: Identity) -> None:
         "parameters": chips.to_json(chip.parameters),
         "now_ns": chip.now_ns,
         "normals": chip.normals.state(),
+        "key": chip.constants["key"][0],
         "last_op_id": firmware.last_op_id,
         "last_operation": firmware.last_operation,
         "last_content": fingerprint(firmware.last_content),
@@ -131,6 +136,7 @@ def _read(file: h5py.File) -> tuple[Firmware, str, str]:
             raise ValueError(f"arrays/{name} is {stored.dtype} {stored.shape}, expected {values.dtype} {values.shape}")
         _set_array(chip, name, stored[()])
     chip.normals.restore(about["normals"])
+    chip.constants["key"] = about.get("key", 0)
     chip.now_ns = about["now_ns"]
     firmware = Firmware(chip)
     firmware.last_op_id = about["last_op_id"]

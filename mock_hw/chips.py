@@ -1,14 +1,18 @@
 """Named chips: what can be built into a twin."""
 
+import math
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from hil.mock_hw.parameters import PcmParameters
-from hil.mock_hw.physics import constants, set_step
+from hil.mock_hw.physics import set_step, target
+from hil.mock_hw.records import constants
 from hil.protocols.errors import InputError
 from hil.protocols.messages import Capabilities, Durations, MvmMode, PulseLimits, PulseShape, Readout
 
 MOST_CELLS = 1 << 28  # 9 GB of state
+STEPS = 20  # of the nominal staircase
+MOST_STEPS = 4096  # of program-and-verify
 PULSE_MARGIN = 0.05  # a current source that reaches 5 % beyond the RESET pulse; CHOSEN
 
 
@@ -80,18 +84,51 @@ class ChipParameters:
             verify=False,
             durations=self.durations,
             largest_batch=self.largest_batch,
-            staircase=mean_staircase(self.cell, 20),
+            staircase=mean_staircase(self.cell, steps_to_top(self.cell) if self.cell.inference else STEPS),
         )
 
 
 def mean_staircase(p: PcmParameters, pulses: int) -> tuple[float, ...]:
     """Noise-free conductance (S) after 0 to `pulses` SET pulses from RESET."""
-    levels = [p.reset_mean]
+    levels, record = [p.reset_mean], constants(p)[0]
     for n in range(1, pulses + 1):
-        step = set_step(levels[-1], float(n), 1.0, 0.0, constants(p)[0])
-        levels.append(min(max(float(step), p.g_min), p.g_max))
+        if p.inference:
+            levels.append(float(target(float(n), record)))
+        else:
+            step = set_step(levels[-1], float(n), 1.0, 0.0, record)
+            levels.append(min(max(float(step), p.g_min), p.g_max))
     return tuple(levels)
 
+
+def steps_to_top(p: PcmParameters) -> int:
+    """SET pulses after which the target of program-and-verify is at the end of the conductance range."""
+    return math.ceil(p.g_max / p.mean_offset - 1e-6)
+
+
+# FOUND: aihwkit, PCMPresetDevice, with 10 uS for its weight w = 1. A step decays with w, and scatters by 0.6 times (the
+# step + 0.042 + 0.108 w). Left out: that devices differ in range (w_max_dtod), in RESET (reset_dtod), and between up
+# and down (up_down_dtod), of which SET pulses have but one. Reads and drift are those of the 2018 model.
+AIHWKIT = PcmParameters(
+    mean_slope=0.0,
+    mean_offset=0.1e-6,
+    mean_memory=0.0,
+    mean_decaying=2.7235e-6,
+    decay=10e-6 / 2.5,
+    spread_slope=0.6 * 0.108,
+    spread_offset=0.6 * 0.042 * 10e-6,
+    spread_memory=0.0,
+    spread_step=0.6,
+    g_min=0.0,
+    g_max=20e-6,
+    reset_mean=0.1e-6,
+    reset_spread=0.1e-6,
+    step_spread=0.2,
+)
+
+# aihwkit's PCMLikeNoiseModel, FOUND: a RESET is the programming of the target 0. The steps of the target are CHOSEN.
+INFERENCE = PcmParameters(
+    inference=True, mean_offset=0.1e-6, reset_mean=0.0, reset_spread=0.26348e-6, t0=20.0, t_min=20.0, g_min=0.0
+)
 
 LINEAR = PcmParameters(
     mean_slope=0.0,
@@ -110,6 +147,10 @@ CHIPS = {
     "pcm-analog": ChipParameters(mvm=MvmMode.ANALOG),
     # Equal noise-free steps and fine converters: what goes wrong here is the algorithm's fault.
     "ideal": ChipParameters(mvm=MvmMode.ANALOG, dac_bits=16, adc_bits=16, cell=LINEAR),
+    # The device that aihwkit trains with.
+    "pcm-aihwkit": ChipParameters(mvm=MvmMode.ANALOG, cell=AIHWKIT),
+    # The device that aihwkit infers with: it programs and verifies by itself.
+    "pcm-inference": ChipParameters(mvm=MvmMode.ANALOG, cell=INFERENCE),
 }
 
 
@@ -120,10 +161,14 @@ def named_chip(name: str, overrides: dict[str, str]) -> ChipParameters:
     """
     if name not in CHIPS:
         raise InputError(f"unknown chip {name!r}; there are {', '.join(CHIPS)}")
-    chip = CHIPS[name]
+    return changed(CHIPS[name], overrides)
+
+
+def changed(chip: ChipParameters, overrides: dict[str, str]) -> ChipParameters:
+    """The chip with single parameters replaced, as `named_chip`."""
     for key, text in overrides.items():
         chip = _override(chip, key, text)
-    _check(chip)
+    check(chip)
     return chip
 
 
@@ -142,8 +187,8 @@ def _override(chip: ChipParameters, key: str, text: str) -> ChipParameters:
     raise InputError(f"unknown chip parameter {key!r}; there are {known}")
 
 
-def _check(chip: ChipParameters) -> None:
-    """What no single parameter shows."""
+def check(chip: ChipParameters) -> None:
+    """What no single parameter shows; raises `InputError`."""
     cells = chip.arrays * chip.rows * chip.columns
     if cells > MOST_CELLS:
         raise InputError(
@@ -153,6 +198,13 @@ def _check(chip: ChipParameters) -> None:
         raise InputError(f"chip parameter g_min={chip.cell.g_min:g} must be below g_max={chip.cell.g_max:g}")
     if -chip.read_floor >= chip.read_span:
         raise InputError(f"chip parameter read_floor={chip.read_floor:g} must be above -read_span={-chip.read_span:g}")
+    if chip.set_pulse.amplitude > chip.reset_pulse.amplitude or chip.set_pulse.width > chip.reset_pulse.width:
+        raise InputError("chip parameters: the SET pulse must be no higher and no longer than the RESET pulse")
+    if chip.cell.inference and chip.cell.g_max > MOST_STEPS * chip.cell.mean_offset:
+        raise InputError(
+            f"chip parameter mean_offset={chip.cell.mean_offset:g}: with inference=on, {MOST_STEPS} pulses must reach "
+            f"g_max={chip.cell.g_max:g}"
+        )
 
 
 CHOICES: dict[str, dict[str, Any]] = {
@@ -174,6 +226,11 @@ LIMITS: dict[str, tuple[float, float]] = {
     "step_spread": (0.0, 1.0),
     "nu_spread": (0.0, 1.0),
     "stuck_fraction": (0.0, 1.0),
+    "amplitude": (1e-12, 1e6),
+    "width": (1e-12, 1e6),
+    "decay": (1e-9, 1.0),
+    "endurance": (0.0, 1e15),
+    "endurance_spread": (0.0, 10.0),
 }
 
 
@@ -187,10 +244,15 @@ def _parse(key: str, text: str, default: bool | int | float) -> Any:
         value = type(default)(text)
     except ValueError:
         raise InputError(f"chip parameter {key}={text!r}: expected {type(default).__name__}") from None
-    low, high = LIMITS.get(key, (1, 65536) if isinstance(default, int) else (0.0, 1e6))
+    check_range(key, value, text)
+    return value
+
+
+def check_range(key: str, value: int | float, text: str) -> None:
+    """Raises `InputError` for a value, given as `text`, that a parameter cannot have."""
+    low, high = LIMITS.get(key, (1, 65536) if isinstance(value, int) else (0.0, 1e6))
     if not low <= value <= high:
         raise InputError(f"chip parameter {key}={text}: outside {low} to {high}")
-    return value
 
 
 def to_json(chip: ChipParameters) -> dict[str, Any]:

@@ -4,33 +4,40 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from numba import njit
 
-from hil.mock_hw import physics, products
+from hil.mock_hw import physics, products, records
 from hil.mock_hw.chips import ChipParameters
-from hil.mock_hw.parameters import PcmParameters
+from hil.mock_hw.parameters import InferenceParameters, PcmParameters
 from hil.protocols.messages import Block, Cells, Codes
 
 DRIFT_BOUND = 0.015
 """Largest relative error of a conductance in a product that comes from evaluating drift late."""
+YOUNGEST = 1e-6
+"""Age (s) below which the growing read noise of an inference cell is not followed: no pulse and product are nearer."""
 OLDEST = 4e9
 """Age (s) beyond which drift is no longer followed: beyond the hundred years that a chip lives."""
 
+NONE = -1  # a line that is not in a block
 ALL: Codes = np.empty((0, 0), np.int8)
 """Stands for codes that drive all word lines."""
 
 
-def age_classes(nu: float, p: PcmParameters) -> physics.Records:
+def age_classes(nu: float, p: PcmParameters) -> records.Records:
     """Classes in which G differs by no more than `DRIFT_BOUND` from its value at the middle age, for drift exponents up
-    to `nu`.
+    to `nu`, or all that `inference` draws.
     """
-    if not p.drift or nu == 0:
-        return np.array([(physics.NEVER, p.t0, 1.0)], physics.AGE_CLASS)
+    youngest = p.t_min
+    if p.inference:
+        nu, youngest = InferenceParameters().steepest(), min(p.t_min, YOUNGEST)
+    elif not p.drift or nu == 0:
+        return np.array([(physics.NEVER, p.t0, 1.0)], records.AGE_CLASS)
     ratio = (1 + DRIFT_BOUND) ** (2 / nu)
-    count = max(1, math.ceil(math.log(OLDEST / p.t_min) / math.log(ratio)))
-    classes = np.zeros(count, physics.AGE_CLASS)
-    starts = p.t_min * ratio ** np.arange(count)
+    count = max(1, math.ceil(math.log(OLDEST / youngest) / math.log(ratio)))
+    classes = np.zeros(count, records.AGE_CLASS)
+    starts = youngest * ratio ** np.arange(count)
     classes["middle"] = starts * math.sqrt(ratio)
-    classes["factor"] = physics.drift_factor(classes["middle"], p.nu, physics.constants(p)[0])
+    classes["factor"] = physics.drift_factor(classes["middle"], p.nu, records.constants(p)[0])
     classes["end_ns"] = np.append(np.rint(starts[1:] * 1e9), physics.NEVER)
     return classes
 
@@ -40,7 +47,14 @@ class Matrix:
     are as of the last product that drove their word line, or the last `follow_drift`.
     """
 
-    def __init__(self, blocks: Sequence[Block], chip: ChipParameters, cells: physics.Records, nu: physics.F32) -> None:
+    def __init__(
+        self,
+        blocks: Sequence[Block],
+        chip: ChipParameters,
+        cells: records.Records,
+        nu: physics.F32,
+        constants: records.Records,
+    ) -> None:
         self._blocks = _table(blocks)
         self.rows, self.columns = int(self._blocks["rows"].sum()), int(self._blocks["columns"].sum())
         """Outputs of backward and of forward products."""
@@ -55,11 +69,11 @@ class Matrix:
         self._due = (np.zeros((len(word_lines), groups), np.int64), np.zeros(len(word_lines), np.int64))
         self._due_ns = 0
         self._places = _places(blocks, self._blocks, chip)
-        self._constants = physics.constants(chip.cell)
+        self._constants = constants
 
     def touch(self, cells: Cells) -> None:
         """Take up cells that were just pulsed; those that are not in the matrix are passed over."""
-        if physics.touch(self._due, self._places, self._devices, cells.array, cells.row, cells.column):
+        if _touch(self._due, self._places, self._devices * physics.GROUP, cells.array, cells.row, cells.column):
             self._due_ns = 0
 
     def follow_drift(self, now_ns: int, codes: Codes = ALL) -> None:
@@ -89,7 +103,35 @@ class Matrix:
         return kernel(self.weight, self.variance, self._blocks, lines, codes, volt, normals, step, top, out, reads)
 
 
-def _table(blocks: Sequence[Block]) -> physics.Records:
+@njit(cache=True)
+def _touch(
+    due: tuple[physics.I64, physics.I64],
+    places: tuple[physics.I32, physics.I32, physics.I32],
+    devices: int,
+    arrays: physics.U16,
+    rows: physics.U16,
+    columns: physics.U16,
+) -> bool:
+    """Make those cells of a batch due that are in the matrix, because they were just pulsed; False if there are none.
+
+    `places` are the blocks on each array, (arrays, most) or NONE, and for each block its word line in the matrix on
+    each word line of the array, and its device on each bit line, or NONE. So many `devices` are due together.
+    """
+    group_due, line_due = due
+    blocks, row_of, device_of = places
+    found = False
+    for n in range(rows.size):
+        for block in blocks[arrays[n]]:
+            if block == NONE or row_of[block, rows[n]] == NONE or device_of[block, columns[n]] == NONE:
+                continue
+            r = row_of[block, rows[n]]
+            group_due[r, device_of[block, columns[n]] // devices] = 0
+            line_due[r] = 0
+            found = True
+    return found
+
+
+def _table(blocks: Sequence[Block]) -> records.Records:
     """The blocks one after the other: where their crossings, word lines and bit lines begin."""
     entries = []
     start = rows = lines = 0
@@ -111,9 +153,9 @@ def _bit_lines(blocks: Sequence[Block]) -> physics.U16:
     return np.concatenate([lines.ravel() for lines in pairs])
 
 
-def _word_lines(blocks: Sequence[Block], table: physics.Records, chip: ChipParameters) -> physics.Records:
+def _word_lines(blocks: Sequence[Block], table: records.Records, chip: ChipParameters) -> records.Records:
     """The word lines of all blocks."""
-    word_lines = np.zeros(int(table["rows"].sum()), physics.WORD_LINE)
+    word_lines = np.zeros(int(table["rows"].sum()), records.WORD_LINE)
     for entry, block in zip(table, blocks, strict=True):
         part = word_lines[entry["first_row"] :][: len(block.rows)]
         part["base"] = (int(block.array) * chip.rows + block.rows.astype(np.int64)) * chip.columns
@@ -124,13 +166,13 @@ def _word_lines(blocks: Sequence[Block], table: physics.Records, chip: ChipParam
 
 
 def _places(
-    blocks: Sequence[Block], table: physics.Records, chip: ChipParameters
+    blocks: Sequence[Block], table: records.Records, chip: ChipParameters
 ) -> tuple[physics.I32, physics.I32, physics.I32]:
-    """Where a cell of the chip is in the matrix: see `physics.touch`."""
+    """Where a cell of the chip is in the matrix: see `_touch`."""
     on_array = [np.flatnonzero(table["array"] == array) for array in range(chip.arrays)]
-    names = np.full((chip.arrays, max(map(len, on_array))), physics.NONE, np.int32)
-    row_of = np.full((len(blocks), chip.rows), physics.NONE, np.int32)
-    device_of = np.full((len(blocks), chip.columns), physics.NONE, np.int32)
+    names = np.full((chip.arrays, max(map(len, on_array))), NONE, np.int32)
+    row_of = np.full((len(blocks), chip.rows), NONE, np.int32)
+    device_of = np.full((len(blocks), chip.columns), NONE, np.int32)
     for array, numbers in enumerate(on_array):
         names[array, : len(numbers)] = numbers
     for number, (entry, block) in enumerate(zip(table, blocks, strict=True)):

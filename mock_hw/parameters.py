@@ -1,4 +1,4 @@
-"""The constants of a PCM cell model, each with unit, source and how sure it is."""
+"""The constants of the PCM cell models, each with unit, source and how sure it is."""
 
 from typing import NamedTuple
 
@@ -6,8 +6,9 @@ from typing import NamedTuple
 class PcmParameters(NamedTuple):
     """Statistical model of a PCM cell under partial SET pulses: Nandakumar et al., J. Appl. Phys. 124, 152135 (2018).
 
-    FOUND: read in public source code that implements the paper (`srnn-pcm`, `xbar.py`). CHOSEN: a decision of this
-    project. Every noise source and drift has one flag that switches it off.
+    FOUND: read in public source code that implements the paper (`srnn-pcm`, `xbar.py`). RECALLED: from memory. CHOSEN:
+    a decision of this project. Every noise source and drift has one flag that switches it off; what the 2018 model
+    lacks is off by default.
     """
 
     memory: float = 2.6
@@ -56,3 +57,68 @@ class PcmParameters(NamedTuple):
     """Device-to-device standard deviation of nu, as a fraction; the 2018 model has none. CHOSEN: off."""
     stuck_fraction: float = 0.0
     """Fraction of cells that no pulse changes, half of them at g_min, half at 0.8 g_max. CHOSEN: none."""
+    mean_decaying: float = 0.0
+    """Additional mean step at zero conductance, which decays exponentially with it; S. CHOSEN: none."""
+    decay: float = 4e-6
+    """Conductance over which that additional step decays; S. FOUND (aihwkit, PCMPresetDevice)."""
+    spread_step: float = 0.0
+    """Standard deviation of a step per mean step; dimensionless. CHOSEN: none."""
+    inference: bool = False
+    """Whether SET pulses are program-and-verify, and drift and read noise those of `InferenceParameters`. `mean_offset`
+    is then what one pulse adds to the target.
+    """
+    flicker: bool = False
+    """Whether the noise of reads is correlated in time, with a spectrum of 1/f. Sources: Nandakumar 2018; Joshi 2020
+    with a reported exponent of 1.21. 1 is CHOSEN.
+    """
+    endurance: float = 0.0
+    """Median of the RESET pulses that a cell survives; 0: any number. 1e8 to 1e9 are typical. RECALLED."""
+    endurance_spread: float = 0.5
+    """Standard deviation of the natural logarithm of that number; dimensionless. CHOSEN."""
+
+
+class InferenceParameters(NamedTuple):
+    """Cells under program-and-verify: Joshi et al., Nat. Commun. 11, 2473 (2020).
+
+    All FOUND in aihwkit, `PCMLikeNoiseModel`. x is the target conductance over `g_max`. The powers of x are those of
+    the fit at a `g_max` of 25 uS.
+    """
+
+    programming_constant: float = 0.26348 / 25
+    """Standard deviation of the programmed conductance at x = 0, over g_max; dimensionless."""
+    programming_linear: float = 1.9650 / 25
+    """Its part that grows with x; dimensionless."""
+    programming_square: float = -1.1731 / 25
+    """Its part that grows with x squared; dimensionless."""
+    target_floor: float = 1e-7
+    """Least x of which a logarithm is taken; dimensionless."""
+    nu_mean_slope: float = -0.0155
+    """Mean drift exponent per ln x; dimensionless."""
+    nu_mean_offset: float = 0.0244
+    """Mean drift exponent at x = 1, before the limits; dimensionless."""
+    nu_mean_min: float = 0.049
+    """Lower limit of the mean drift exponent; dimensionless."""
+    nu_mean_max: float = 0.1
+    """Upper limit of the mean drift exponent; dimensionless."""
+    nu_spread_slope: float = -0.0125
+    """Standard deviation of the drift exponent per ln x; dimensionless."""
+    nu_spread_offset: float = -0.0059
+    """Standard deviation of the drift exponent at x = 1, before the limits; dimensionless."""
+    nu_spread_min: float = 0.008
+    """Lower limit of that standard deviation; dimensionless."""
+    nu_spread_max: float = 0.045
+    """Upper limit of that standard deviation; dimensionless."""
+    read_scale: float = 0.0088
+    """Strength of the read noise of a cell at g_max, relative to its conductance; dimensionless."""
+    read_power: float = 0.65
+    """Power of the programmed conductance over g_max that this strength is divided by; dimensionless."""
+    read_power_floor: float = 1e-3
+    """Lower limit of that power's value; dimensionless."""
+    read_max: float = 0.2
+    """Upper limit of the strength; dimensionless."""
+    t_read: float = 250e-9
+    """Time that a read takes, which is where the noise is cut off; s."""
+
+    def steepest(self) -> float:
+        """A drift exponent that no cell reaches: six standard deviations above the largest mean. CHOSEN."""
+        return self.nu_mean_max + 6 * self.nu_spread_max

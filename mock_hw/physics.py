@@ -1,14 +1,20 @@
 """PCM device physics: pure steps, and the compiled loops that apply them to batches of cells.
 
-The formulas (`set_step`, `reset_level`, `drift_factor`, `read_spread`) take scalars or arrays, and the model's
-constants as a record (`constants`). The loops go over the cells of a batch in order, so that a cell that occurs twice
-is pulsed twice. All compiled code that calls a formula is in this file, because the compiler's cache on disk follows
-changes of the caller's file only.
+The formulas (from `set_step` to `read_spread`) take scalars or arrays, and the model's constants as a record (see
+`records.constants`). The loops go over the cells of a batch in order, so that a cell that occurs twice is pulsed twice.
+All compiled code that calls a formula is in this file, because the compiler's cache on disk follows changes of the
+caller's file only.
 
 A matrix keeps, for the crossings of a region's lines, the weight and the noise variance ready for products. The age of
 each device puts it into a class, and all devices of a class drift by the factor of the class's middle age. A group of
 crossings knows when the first of its devices will outgrow its class, and a word line when the first of its groups is
 due: what is not due is not looked at.
+
+Flicker is a sum of components of equal variance: a white one, new at each read, and one for each time TAU, 4 TAU, 16
+TAU and so on up to the age of the cell, which is drawn anew whenever that time has passed again. Together their
+spectrum is 1/f, and their variance grows with the logarithm of the age. Their values are hashes of the chip's key, the
+cell, its last pulse and the time, so that they need no memory. In products, components from SLOW on are part of the
+weight; the faster ones are white noise of the same variance, drawn on the outputs.
 """
 
 from typing import Any
@@ -17,61 +23,27 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from hil.mock_hw.parameters import PcmParameters
+from hil.mock_hw.records import CELL as CELL
+from hil.mock_hw.records import Records
 from hil.protocols.messages import Codes
 
 F32 = npt.NDArray[np.float32]
 U16 = npt.NDArray[np.uint16]
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
-Records = npt.NDArray[np.void]
 
 Crossings = tuple[F32, F32, Records, Records, U16, Records, F32]
 """A matrix: weight and variance (crossings,), age classes (AGE_CLASS), word lines (WORD_LINE), the bit lines of the
 devices of each block, the chip's cells (CELL) and drift exponents."""
 
-NONE = -1  # a line that is not in a block
 NEVER = np.iinfo(np.int64).max // 2
 GROUP = 4  # crossings of a word line that are due together
-
-# One record per cell, so that a pulse touches one line of the processor's cache; packed, as there may be 10^8.
-CELL = np.dtype(
-    [
-        ("pulsed_ns", np.int64),  # device time of the last pulse
-        ("conductance", np.float32),  # S, undrifted: at t0 after the last pulse
-        ("since_reset", np.uint16),  # SET pulses since the last RESET; stays at 65535
-        ("stuck", np.bool_),  # no pulse changes the cell
-        ("set_count", np.uint8),  # SET pulses ever, modulo 256
-        ("reset_count", np.uint8),  # RESET pulses ever, modulo 256
-        ("read_count", np.uint8),  # single reads ever, modulo 256
-    ]
-)
-# How often each count of a cell has passed 256: memory that is not taken up before it is written to.
-CARRY = np.dtype([("set_count", np.uint32), ("reset_count", np.uint32), ("read_count", np.uint32)])
-WORD_LINE = np.dtype(
-    [
-        ("base", np.int64),  # place on the chip of the line's first cell
-        ("start", np.int64),  # its first crossing in the matrix
-        ("lines", np.int32),  # where the bit lines of its devices begin, in `lines`
-        ("columns", np.int32),  # its crossings
-        ("input", np.int32),  # of a forward product, which drives it
-    ],
-    align=True,
-)
-AGE_CLASS = np.dtype(
-    [
-        ("end_ns", np.int64),  # first age beyond the class
-        ("middle", np.float64),  # s, the age that stands for it
-        ("factor", np.float64),  # drift factor at that age, where all cells have the same exponent
-    ],
-    align=True,
-)
-
-
-def constants(p: PcmParameters) -> Records:
-    """The parameters as one record, shape (1,): what compiled code takes fastest."""
-    kinds = [(name, np.bool_ if isinstance(value, bool) else np.float64) for name, value in p._asdict().items()]
-    return np.array([tuple(p)], np.dtype(kinds, align=True))
+STUCK_HIGH = 0.8
+"""Conductance of a cell stuck in the SET state over `g_max`. CHOSEN."""
+TAU = 1000  # ns, the time after which the fastest component of flicker is drawn anew; CHOSEN: that of a read
+RATIO = 4  # of these times from one component to the next; CHOSEN
+SLOW = TAU * RATIO**12  # ns (16.8 s): of the components that are part of a weight
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 @njit(cache=True)
@@ -79,12 +51,39 @@ def set_step(g: Any, pulses: Any, step_scale: Any, normal: Any, p: Any) -> Any:
     """Conductance (S) after one SET pulse on undrifted `g`: the `pulses`-th since the RESET, counted from 1.
 
     The memory of the RESET, P = exp(-pulses / memory), has decayed before the step is computed. `normal` is standard
-    normal, or 0 for the mean. Source: Nandakumar 2018. Not yet limited to the conductance range.
+    normal, or 0 for the mean. Source: Nandakumar 2018, and for steps that decay with `g` aihwkit's ExpStepDevice. Not
+    yet limited to the conductance range.
     """
     memory = np.exp(-pulses / p.memory)
     mean = p.mean_slope * g + p.mean_offset + p.mean_memory * memory
-    spread = p.spread_slope * g + p.spread_offset + p.spread_memory * memory
-    return g + step_scale * mean + normal * spread
+    if p.mean_decaying:  # spares an exponential
+        mean = mean + p.mean_decaying * np.exp(-g / p.decay)
+    step = step_scale * mean
+    spread = p.spread_slope * g + p.spread_offset + p.spread_memory * memory + p.spread_step * np.abs(step)
+    return g + step + normal * spread
+
+
+@njit(cache=True)
+def target(pulses: Any, p: Any) -> Any:
+    """Conductance (S) that program-and-verify aims at after so many SET pulses since the RESET."""
+    return np.minimum(pulses * p.mean_offset, p.g_max)
+
+
+@njit(cache=True)
+def verified_level(aim: Any, normal: Any, p: Any) -> Any:
+    """Conductance (S) at which program-and-verify stops that aims at `aim` (S). Never negative. Source: Joshi 2020."""
+    x = aim / p.g_max
+    spread = p.programming_constant + p.programming_linear * x + p.programming_square * x * x
+    return np.maximum(aim + normal * p.g_max * spread, 0.0)
+
+
+@njit(cache=True)
+def exponent(aim: Any, normal: Any, p: Any) -> Any:
+    """Drift exponent of a cell that was programmed to `aim` (S); 0 without drift. Source: Joshi 2020."""
+    log = np.log(np.maximum(aim / p.g_max, p.target_floor))
+    mean = np.minimum(np.maximum(p.nu_mean_slope * log + p.nu_mean_offset, p.nu_mean_min), p.nu_mean_max)
+    spread = np.minimum(np.maximum(p.nu_spread_slope * log + p.nu_spread_offset, p.nu_spread_min), p.nu_spread_max)
+    return np.abs(mean + normal * spread) * p.drift
 
 
 @njit(cache=True)
@@ -102,21 +101,80 @@ def drift_factor(age: Any, nu: Any, p: Any) -> Any:
 
 
 @njit(cache=True)
-def read_spread(g: Any, p: Any) -> Any:
-    """Standard deviation (S) of one read of a cell whose drifted conductance is `g` (S). Source: Nandakumar 2018."""
+def read_spread(g: Any, programmed: Any, age: Any, p: Any) -> Any:
+    """Standard deviation (S) of one read of a cell whose drifted conductance is `g` (S) at `age` (s) after the last
+    pulse, which left it `programmed` (S). Sources: Nandakumar 2018; with `inference`, Joshi 2020.
+    """
+    if p.inference:
+        strength = p.read_scale / np.maximum((programmed / p.g_max) ** p.read_power, p.read_power_floor)
+        growth = np.log(np.maximum((age + p.t_read) / (2 * p.t_read), 1.0))
+        return g * np.minimum(strength, p.read_max) * np.sqrt(growth)
     return p.read_slope * g + p.read_offset
 
 
 @njit(cache=True)
-def locate(array: U16, row: U16, column: U16, arrays: int, rows: int, columns: int, flat: I64) -> int:
-    """Write each cell's place on the chip into `flat` (n,); returns the index of the first cell the chip does not have,
-    or -1.
+def hashed(state: Any, number: Any) -> Any:
+    """64 bits that follow from 64 bits and a number: SplitMix64 (Steele, Lea and Flood, OOPSLA 2014)."""
+    x = state + GOLDEN * (np.uint64(number) + np.uint64(1))
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+@njit(cache=True)
+def normal_of(bits: Any) -> Any:
+    """A standard normal made of 64 bits, by Box and Muller's method."""
+    u, v = np.float64(bits >> np.uint64(32)) + 0.5, np.float64(bits & np.uint64(0xFFFFFFFF))
+    return np.sqrt(-2 * np.log(u * 2.0**-32)) * np.cos(2 * np.pi * 2.0**-32 * v)
+
+
+@njit(cache=True)
+def components(age_ns: int) -> int:
+    """How many components flicker has at this age, with the white one."""
+    count, tau = 1, TAU
+    while tau <= age_ns:
+        count += 1
+        tau *= RATIO
+    return count
+
+
+@njit(cache=True)
+def component_spread(spread: float, age_ns: int, p: Any) -> float:
+    """Standard deviation of each component, where all have `spread`: in the 2018 model at `t0`, else at this age."""
+    return spread / np.sqrt(components(age_ns if p.inference else int(p.t0 * 1e9)))  # type: ignore[no-any-return]
+
+
+@njit(cache=True)
+def flicker(place: int, pulsed_ns: int, age_ns: int, fastest: int, p: Any) -> float:
+    """Sum of a cell's components from that of the time `fastest` (ns) on, each with a standard deviation of 1."""
+    state, total, tau = hashed(hashed(p.key, place), pulsed_ns), 0.0, fastest
+    while tau <= age_ns:
+        total += normal_of(hashed(hashed(state, tau), age_ns // tau))
+        tau *= RATIO
+    return total
+
+
+@njit(cache=True)
+def next_change(age_ns: int) -> int:
+    """The age (ns) at which the flicker of a weight, or the number of its components, changes next."""
+    if age_ns >= SLOW:
+        return (age_ns // SLOW + 1) * SLOW
+    tau = TAU
+    while tau <= age_ns:
+        tau *= RATIO
+    return tau
+
+
+@njit(cache=True)
+def worn_level(place: int, resets: int, p: Any) -> float:
+    """Conductance (S) in which so many RESET pulses have left a cell stuck, or -1 while it works.
+
+    Half of those that fail are open, half SET for ever. RECALLED: voids leave cells open, segregation leaves them SET.
     """
-    for i in range(flat.size):
-        if array[i] >= arrays or row[i] >= rows or column[i] >= columns:
-            return i
-        flat[i] = (np.int64(array[i]) * rows + row[i]) * columns + column[i]
-    return -1
+    state = hashed(hashed(p.key, place), -1)  # a number that no time is
+    if p.endurance == 0 or resets <= p.endurance * np.exp(p.endurance_spread * normal_of(state)):
+        return -1.0
+    return p.g_min if hashed(state, 0) & np.uint64(1) else STUCK_HIGH * p.g_max  # type: ignore[no-any-return]
 
 
 @njit(cache=True)
@@ -174,8 +232,8 @@ def apply_set(
 def apply_reset(
     cells: Records, carries: Records, flat: I64, counts: U16, now_ns: int, normals: F32, parameters: Records
 ) -> None:
-    """Send `counts[i]` RESET pulses to cell `flat[i]`; only the last one decides where it ends. One normal per entry,
-    or none.
+    """Send `counts[i]` RESET pulses to cell `flat[i]`; only the last one decides where it ends, if it survives. One
+    normal per entry, or none.
     """
     p = parameters[0]
     for i in range(flat.size):
@@ -188,6 +246,43 @@ def apply_reset(
         cell.conductance = reset_level(np.float64(normals[i]) if normals.size else 0.0, p)
         cell.since_reset = 0
         cell.pulsed_ns = now_ns
+        if p.endurance:
+            level = worn_level(flat[i], cell.reset_count + 256 * np.int64(carries[flat[i]].reset_count), p)
+            if level >= 0:
+                cell.conductance, cell.stuck = level, True
+
+
+@njit(cache=True)
+def apply_targets(
+    cells: Records, carries: Records, flat: I64, counts: U16, now_ns: int, normals: F32, parameters: Records
+) -> int:
+    """Raise the target of cell `flat[i]` by `counts[i]` SET pulses, and program and verify it; returns how many pulses
+    met the end of the conductance range. One normal per entry, or none.
+    """
+    p = parameters[0]
+    most, saturated = np.int64(p.g_max / p.mean_offset + 1e-6), 0
+    for i in range(flat.size):
+        cell = cells[flat[i]]
+        cell.set_count, carry = counted(cell.set_count, counts[i])
+        if carry:
+            carries[flat[i]].set_count += carry
+        if cell.stuck:
+            continue
+        before, n = np.int64(cell.since_reset), np.int64(cell.since_reset) + np.int64(counts[i])
+        saturated += max(n - max(before, most), 0)  # type: ignore[operator]
+        cell.conductance = verified_level(target(n, p), np.float64(normals[i]) if normals.size else 0.0, p)
+        cell.since_reset = min(n, 65535)
+        cell.pulsed_ns = now_ns
+    return saturated
+
+
+@njit(cache=True)
+def draw_exponents(cells: Records, nu: F32, flat: I64, normals: F32, parameters: Records) -> None:
+    """New drift exponents of cells that were just programmed, of one normal per entry."""
+    p = parameters[0]
+    for i in range(flat.size):
+        if not cells[flat[i]].stuck:
+            nu[flat[i]] = exponent(target(cells[flat[i]].since_reset, p), np.float64(normals[i]), p)
 
 
 @njit(cache=True)
@@ -216,41 +311,21 @@ def read_cells(
         cell.read_count, carry = counted(cell.read_count, 1)
         if carry:
             carries[flat[i]].read_count += carry
-        g = np.float64(cell.conductance)
+        g, age_ns = np.float64(cell.conductance), now_ns - cell.pulsed_ns
         if p.drift:
-            exponent = np.float64(nu[flat[i] if nu.size > 1 else 0])
-            g *= drift_factor((now_ns - cell.pulsed_ns) * 1e-9, exponent, p)
+            g *= drift_factor(age_ns * 1e-9, np.float64(nu[flat[i] if nu.size > 1 else 0]), p)
         if normals.size:
-            g += normals[i] * read_spread(g, p)
+            noise, spread = np.float64(normals[i]), read_spread(g, np.float64(cell.conductance), age_ns * 1e-9, p)
+            if p.flicker:
+                noise += flicker(flat[i], cell.pulsed_ns, age_ns, TAU, p)
+                spread = component_spread(spread, age_ns, p)
+            g += noise * spread
         code = np.rint(g / step) + offset
         if code < 0.0 or code > top:
             saturated += 1
             code = min(max(code, 0.0), np.float64(top))
         codes[i] = np.int64(code)
     return saturated
-
-
-@njit(cache=True)
-def touch(
-    due: tuple[I64, I64], places: tuple[I32, I32, I32], devices: int, arrays: U16, rows: U16, columns: U16
-) -> bool:
-    """Make those cells of a batch due that are in the matrix, because they were just pulsed; False if there are none.
-
-    `places` are the blocks on each array, (arrays, most) or NONE, and for each block its word line in the matrix on
-    each word line of the array, and its device on each bit line, or NONE. A crossing has so many `devices`.
-    """
-    group_due, line_due = due
-    blocks, row_of, device_of = places
-    found = False
-    for n in range(rows.size):
-        for block in blocks[arrays[n]]:
-            if block == NONE or row_of[block, rows[n]] == NONE or device_of[block, columns[n]] == NONE:
-                continue
-            r = row_of[block, rows[n]]
-            group_due[r, device_of[block, columns[n]] // devices // GROUP] = 0
-            line_due[r] = 0
-            found = True
-    return found
 
 
 @njit(cache=True)
@@ -285,7 +360,7 @@ def _driven(codes: Codes, line: int) -> bool:
 @njit(cache=True)
 def _age_group(crossings: Crossings, devices: int, r: int, group: int, now_ns: int, parameters: Records) -> int:
     """Weights and variances of a group of crossings on word line `r`; returns when the first of its devices will
-    outgrow its class.
+    outgrow its class, or its flicker change.
     """
     weight, variance, classes, word_lines, lines, cells, nu = crossings
     line, p = word_lines[r], parameters[0]
@@ -303,8 +378,15 @@ def _age_group(crossings: Crossings, devices: int, r: int, group: int, now_ns: i
             due = min(due, cell.pulsed_ns + classes[k].end_ns)
             g = np.float64(cell.conductance)
             g *= classes[k].factor if nu.size == 1 else drift_factor(classes[k].middle, np.float64(nu[flat]), p)
+            deviation = read_spread(g, np.float64(cell.conductance), classes[k].middle, p)
+            white = 1
+            if p.flicker and p.read_noise:
+                due = min(due, cell.pulsed_ns + next_change(age_ns))
+                deviation = component_spread(deviation, age_ns, p)
+                g += deviation * flicker(flat, cell.pulsed_ns, age_ns, SLOW, p)
+                white = components(min(age_ns, SLOW - 1))
             total += -g if device else g
-            spread += read_spread(g, p) ** 2
+            spread += white * deviation**2
         weight[line.start + j] = total
         variance[line.start + j] = spread
     return due  # type: ignore[return-value]

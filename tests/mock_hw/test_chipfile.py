@@ -1,5 +1,6 @@
 """A chip on disk: loading goes on exactly where saving stopped; nothing else passes for a chip."""
 
+import json
 import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from hil.mock_hw import chipfile
 from hil.mock_hw.array import Chip
 from hil.mock_hw.firmware import Firmware
+from hil.mock_hw.parameters import PcmParameters
 from hil.protocols.errors import InputError, StorageError
 from hil.protocols.messages import (
     Block,
@@ -232,3 +234,16 @@ def test_counts_of_pulses_and_reads_come_back_whole(make_chip: MakeChip) -> None
     assert again.chip.count("set_count")[places].tolist() == [1500, 300_000]
     assert again.chip.count("read_count")[places].tolist() == [300, 300]
     assert again.chip.count("reset_count").sum() == 0
+
+
+def test_a_chip_of_before_flicker_is_loaded_without_a_key(path: Path) -> None:
+    new = {"flicker", "inference", "endurance", "endurance_spread", "mean_decaying", "decay", "spread_step"}
+    with h5py.File(path, "r+") as file:
+        about = json.loads(file["about"][()])
+        assert about.pop("key") > 2**32
+        cell = about["parameters"]["cell"]
+        about["parameters"]["cell"] = {name: value for name, value in cell.items() if name not in new}
+        change("about", json.dumps(about))(file)
+    chip = chipfile.load(path)[0].chip
+    assert chip.constants["key"][0] == 0
+    assert chip.parameters.cell == PcmParameters()

@@ -36,7 +36,7 @@ DRIFTING: dict[str, dict[str, Any]] = {
 
 
 def matrix_of(chip: Chip, *blocks: Block) -> Matrix:
-    matrix = Matrix(blocks, chip.parameters, chip.cells, chip.nu)
+    matrix = Matrix(blocks, chip.parameters, chip.cells, chip.nu, chip.constants)
     matrix.follow_drift(chip.now_ns)
     return matrix
 

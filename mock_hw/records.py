@@ -1,0 +1,50 @@
+"""Records that compiled code works on: a cell, its carries, what a matrix keeps, and the constants of the model."""
+
+import numpy as np
+import numpy.typing as npt
+
+from hil.mock_hw.parameters import InferenceParameters, PcmParameters
+
+Records = npt.NDArray[np.void]
+
+# One record per cell, so that a pulse touches one line of the processor's cache; packed, as there may be 10^8.
+CELL = np.dtype(
+    [
+        ("pulsed_ns", np.int64),  # device time of the last pulse
+        ("conductance", np.float32),  # S, undrifted: at t0 after the last pulse
+        ("since_reset", np.uint16),  # SET pulses since the last RESET; stays at 65535
+        ("stuck", np.bool_),  # no pulse changes the cell
+        ("set_count", np.uint8),  # SET pulses ever, modulo 256
+        ("reset_count", np.uint8),  # RESET pulses ever, modulo 256
+        ("read_count", np.uint8),  # single reads ever, modulo 256
+    ]
+)
+# How often each count of a cell has passed 256: memory that is not taken up before it is written to.
+CARRY = np.dtype([("set_count", np.uint32), ("reset_count", np.uint32), ("read_count", np.uint32)])
+WORD_LINE = np.dtype(
+    [
+        ("base", np.int64),  # place on the chip of the line's first cell
+        ("start", np.int64),  # its first crossing in the matrix
+        ("lines", np.int32),  # where the bit lines of its devices begin, in `lines`
+        ("columns", np.int32),  # its crossings
+        ("input", np.int32),  # of a forward product, which drives it
+    ],
+    align=True,
+)
+AGE_CLASS = np.dtype(
+    [
+        ("end_ns", np.int64),  # first age beyond the class
+        ("middle", np.float64),  # s, the age that stands for it
+        ("factor", np.float64),  # drift factor at that age, where all cells have the same exponent
+    ],
+    align=True,
+)
+
+
+def constants(p: PcmParameters, key: int = 0) -> Records:
+    """The parameters, those of inference and the `key` of the chip's own noise as one record, shape (1,): what compiled
+    code takes fastest.
+    """
+    values = p._asdict() | InferenceParameters()._asdict()
+    kinds = [(name, np.bool_ if isinstance(value, bool) else np.float64) for name, value in values.items()]
+    return np.array([(*values.values(), key)], np.dtype([*kinds, ("key", np.uint64)], align=True))
