@@ -44,6 +44,9 @@ class Settings(BaseModel):
     )
     image_period: Annotated[float, Field(ge=0, le=1e6)] = Field(0.4, description="s of device time per image, at least")
     initial_spread: Positive = Field(0.1, description="standard deviation of the weights aimed at in the beginning")
+    initial_writing: Literal["blind", "verified"] = Field(
+        "blind", description="how these are written: open loop, or by program-and-verify"
+    )
     weight_scale: Positive = Field(1.0, description="weight of one device unit (8 uS)")
     granularity: Positive = Field(0.096, description="epsilon, in device units")
     max_pulses: Annotated[int, Field(ge=0, le=65535)] = Field(

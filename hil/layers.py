@@ -11,9 +11,13 @@ from hil.kernels import F32
 from hil.pairs import UNIT, DifferentialPairs
 from hil.products import Products, products
 from hil.protocols.errors import InputError
+from hil.writing import Writer, blind
 
 EXTRA_STATE = "_extra_state"
 """Torch's name for what a module keeps besides its parameters."""
+
+FORWARD_RANGE, BACKWARD_RANGE = 12.0, 4.0
+"""Largest output in weight units that the converter has to cover, per unit of input and per unit of delta. CHOSEN."""
 
 INITIAL_SPREAD = 0.1
 """Standard deviation of the initial weights aimed at, in device units. Programming noise makes it 0.15 on the devices,
@@ -45,10 +49,10 @@ class AnalogLinear(nn.Module):
     """y = x W + b on a tester, like `nn.Linear`; W and b lie on differential pairs, b as one more row with the input 1.
 
     `scale` is the weight of one device unit (8 uS). Initial weights (in_features + 1, out_features) are drawn from
-    torch's generator unless given, and written open loop. `forward_range` is the largest output in weight units per
-    unit of input that the converter has to cover, `backward_range` likewise per unit of delta. On an array that does no
-    products the layer reads its cells and multiplies on the host; it then reads all of them again every `reread_images`
-    vectors, and after `eval()`.
+    torch's generator unless given, and written by `write`: blindly, unless it is another of `hil.writing`.
+    `forward_range` is the largest output in weight units per unit of input that the converter has to cover,
+    `backward_range` likewise per unit of delta. On an array that does no products the layer reads its cells and
+    multiplies on the host; it then reads all of them again every `reread_images` vectors, and after `eval()`.
     """
 
     def __init__(
@@ -59,9 +63,10 @@ class AnalogLinear(nn.Module):
         *,
         scale: float = 1.0,
         initial_weights: Tensor | None = None,
-        forward_range: float = 12.0,
-        backward_range: float = 4.0,
+        forward_range: float = FORWARD_RANGE,
+        backward_range: float = BACKWARD_RANGE,
         reread_images: int = 10_000,
+        write: Writer = blind,
     ) -> None:
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
@@ -72,7 +77,7 @@ class AnalogLinear(nn.Module):
             raise InputError(f"initial weights of shape {shape}: the layer takes {(in_features + 1, out_features)}")
         pairs = DifferentialPairs(tester, in_features + 1, out_features, scale)
         differences = initial_weights.numpy().ravel() * np.float32(UNIT / scale)
-        pairs.write(np.arange(len(pairs), dtype=np.int32), differences)
+        write(pairs, differences)
         self.weight = AnalogWeight.of(pairs, products(pairs, forward_range, backward_range, reread_images))
 
     def forward(self, x: Tensor) -> Tensor:

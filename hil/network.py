@@ -15,6 +15,7 @@ from hil.pairs import UNIT
 from hil.products import gain_for
 from hil.protocols.errors import InputError
 from hil.protocols.messages import Capabilities, MvmMode
+from hil.writing import Verified, blind
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "relu": nn.ReLU}
 
@@ -38,9 +39,14 @@ def initial_weights(
 
 def build(settings: Settings, weights: Sequence[torch.Tensor], tester: ArrayTester | None) -> nn.Sequential:
     """The network with these initial weights; without a tester its layers are `nn.Linear`."""
+    return stack(settings, [_linear(settings, matrix, tester) for matrix in weights])
+
+
+def stack(settings: Settings, linear: Sequence[nn.Module]) -> nn.Sequential:
+    """Linear layers with the activations of the settings between them."""
     layers: list[nn.Module] = []
-    for matrix in weights:
-        layers += [_linear(settings, matrix, tester), ACTIVATIONS[settings.activation]()]
+    for layer in linear:
+        layers += [layer, ACTIVATIONS[settings.activation]()]
     layers[-1:] = [nn.Sigmoid()] if settings.output == "sigmoid" else []
     return nn.Sequential(*layers)
 
@@ -61,6 +67,7 @@ def _linear(settings: Settings, weights: torch.Tensor, tester: ArrayTester | Non
         forward_range=settings.forward_range,
         backward_range=settings.backward_range,
         reread_images=settings.reread_images,
+        write=Verified() if settings.initial_writing == "verified" else blind,
     )
 
 

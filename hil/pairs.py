@@ -8,6 +8,7 @@ import numpy as np
 from hil.instruments.tester import ArrayTester
 from hil.kernels import F32, U16, Bools, Index, address, address_pairs
 from hil.mapping import floorplan
+from hil.programming import Convergence, Progress, Verify, program_and_verify, reach_of
 from hil.protocols.errors import InputError
 from hil.protocols.messages import Cells, Operation, PulseBatch, Status
 
@@ -71,10 +72,38 @@ class DifferentialPairs:
         for start in range(0, len(index), SLICE):
             self._write(index[start : start + SLICE], difference[start : start + SLICE])
 
+    def write_verified(
+        self, index: Index, difference: F32, how: Verify, progress: Progress | None = None
+    ) -> Convergence:
+        """As `write`, but each device is programmed to its conductance by reading it and pulsing again; see
+        `program_and_verify`.
+        """
+        reset = self._staircase[0] if len(self._staircase) else np.float32(0)
+        levels = np.concatenate(self._levels(index, difference)) + reset
+        devices = np.concatenate([index, index + len(self)])
+        if self._stuck.size:
+            free = ~self._stuck[devices]
+            reach = reach_of(self._capabilities)
+            devices, levels = devices[free], np.clip(levels[free], 0, reach)  # the partner of a stuck one does its best
+        report = program_and_verify(self.tester, Cells(*self.placement.places[:, devices]), levels, how, progress)
+        self.sent[Operation.SET] += int(report.set_pulses.sum())
+        self.sent[Operation.RESET] += int(report.reset_pulses.sum())
+        self.in_doubt += report.in_doubt
+        self.at_limit += report.at_limit
+        return report
+
     def _write(self, index: Index, difference: F32) -> None:
         both = np.concatenate([index, index])
         signs = np.repeat(np.array([1, -1], np.int32), len(index))
         self._send(Operation.RESET, both, signs)
+        middles = (self._staircase[1:] + self._staircase[:-1]) / 2 - self._staircase[0]
+        steps = np.searchsorted(middles, np.concatenate(self._levels(index, difference))).astype(np.int32)
+        self._send(Operation.SET, both, signs * steps)
+
+    def _levels(self, index: Index, difference: F32) -> tuple[F32, F32]:
+        """How far (S) G+ and G- of each named weight have to be above their RESET state: one of them, unless that one
+        or its partner is stuck.
+        """
         up, down = np.maximum(difference, 0), np.maximum(-difference, 0)
         if self._stuck.size:
             plus_stuck, minus_stuck = self._stuck[index], self._stuck[index + len(self)]
@@ -82,9 +111,7 @@ class DifferentialPairs:
                 plus, minus = self.measure(index)
                 up = np.where(minus_stuck, difference + minus, up)
                 down = np.where(plus_stuck, plus - difference, down)
-        middles = (self._staircase[1:] + self._staircase[:-1]) / 2 - self._staircase[0]
-        steps = np.searchsorted(middles, np.concatenate([up, down])).astype(np.int32)
-        self._send(Operation.SET, both, signs * steps)
+        return up, down
 
     def state(self) -> dict[str, Any]:
         """What has been counted so far, for `restore`; the devices keep the weights."""
