@@ -238,7 +238,7 @@ class Training:
             self._look()
         self.model.eval()
         self._survey()
-        self._test_accuracy = accuracy(self._network, self._data.test_images, self._data.test_labels)
+        self._test_accuracy = accuracy(self._network.evaluate, self._data.test_images, self._data.test_labels)
         self.model.train()
         self._epochs += 1
         row: dict[str, float] = {

@@ -1,5 +1,6 @@
 """One training step and one evaluation, through torch's graph or without it."""
 
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -71,10 +72,10 @@ def passes(model: nn.Sequential, optimizer: torch.optim.Optimizer) -> Passes:
     return AutogradPasses(model, optimizer)
 
 
-def accuracy(network: Passes, images: F32, labels: npt.NDArray[np.int64], batch: int = 500) -> float:
-    """Fraction of images whose largest output is the right one."""
+def accuracy(evaluate: Callable[[F32], F32], images: F32, labels: npt.NDArray[np.int64], batch: int = 500) -> float:
+    """Fraction of images whose largest output is the right one; `evaluate` gives outputs (batch, classes)."""
     right = 0
     for start in range(0, len(images), batch):
         part = slice(start, start + batch)
-        right += int((network.evaluate(images[part]).argmax(1) == labels[part]).sum())
+        right += int((evaluate(images[part]).argmax(1) == labels[part]).sum())
     return right / len(images)

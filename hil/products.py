@@ -56,6 +56,10 @@ class Products(ABC):
     def forget(self) -> None:
         """Whatever is known about the cells is too old, as before an evaluation."""
 
+    @abstractmethod
+    def rescale(self, factor: float) -> None:
+        """From now on, multiply what the array gives by this: a digital correction of drift."""
+
     def state(self) -> dict[str, Any]:
         """What has been counted, and is known about the cells, for `restore`."""
         ways = self.conversions.values()
@@ -93,7 +97,7 @@ class AnalogProducts(Products):
         self._tester = pairs.tester
         self._region = self._tester.register(pairs.placement.blocks)
         c = self._tester.capabilities()
-        self._factor = weight_per_ampere(pairs.scale, c) * c.dac_top
+        self._factor = self._plain = weight_per_ampere(pairs.scale, c) * c.dac_top
         self._top, self._dtype = c.dac_top, np.dtype(c.dac_dtype)
         single, (rows, columns) = c.readout == Readout.SINGLE, pairs.shape
         width = 2 if single else 1  # lines of a column
@@ -139,6 +143,9 @@ class AnalogProducts(Products):
     def forget(self) -> None:
         """Nothing is remembered that could be stale."""
 
+    def rescale(self, factor: float) -> None:
+        self._factor = self._plain * factor
+
     def _convert(self, codes: Codes, scale: F32, way: Way, out: F32 | None) -> F32:
         readings = self._tester.mvm(self._region, Vectors(codes, scale), way.direction, way.gain)
         way.count.saturated += readings.saturated
@@ -180,7 +187,7 @@ class HostProducts(Products):
     def __init__(self, pairs: DifferentialPairs, reread_images: int) -> None:
         super().__init__()
         self._pairs = pairs
-        self._per_siemens = np.float32(pairs.scale / UNIT)
+        self._per_siemens = self._plain = np.float32(pairs.scale / UNIT)
         self._reread_images = reread_images
         self._weight = np.zeros(pairs.shape, np.float32)
         self._stale: list[Index] | None = None  # weights to be read before their next use; None is all
@@ -214,6 +221,11 @@ class HostProducts(Products):
     def forget(self) -> None:
         self._stale = None
         self._since_read = 0
+
+    def rescale(self, factor: float) -> None:
+        """The cells are read again, so that the correction and what it corrects are of one time."""
+        self._per_siemens = self._plain * np.float32(factor)
+        self.forget()
 
     def state(self) -> dict[str, Any]:
         known = {"weight": self._weight, "stale": self._stale, "since_read": self._since_read}

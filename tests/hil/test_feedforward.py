@@ -152,7 +152,7 @@ def test_accuracy_is_the_fraction_of_largest_outputs_at_the_label() -> None:
 
     echo = Echo()
     images = np.eye(4, dtype=np.float32)[[0, 1, 2, 3, 0, 1, 2]]
-    assert accuracy(echo, images, np.array([0, 1, 2, 3, 1, 2, 2]), batch=3) == 5 / 7
+    assert accuracy(echo.evaluate, images, np.array([0, 1, 2, 3, 1, 2, 2]), batch=3) == 5 / 7
     assert echo.calls == 3
 
 

@@ -1,0 +1,157 @@
+"""Follow the accuracy of a trained network as its devices drift, without and with a digital correction."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hil.bench import connect, revive
+from hil.config import Settings, stored_settings
+from hil.data.datasets import DataSet
+from hil.data.run import Run
+from hil.feedforward import FeedForward
+from hil.images import kept
+from hil.instruments.tester import ArrayTester
+from hil.layers import AnalogLinear
+from hil.network import stack
+from hil.observers import SILENT
+from hil.passes import accuracy
+from hil.placed import kept_memory, placed_layers
+from hil.procedure import Bench, Outcome, Place, Steps, perform
+from hil.protocols.errors import InputError
+from hil.protocols.messages import Capabilities
+from hil.session import outlives, released_on_error, twin_seed
+
+CALIBRATIONS = 16
+"""Products with all inputs 1 whose magnitudes are averaged for one correction. CHOSEN: noise hardly matters."""
+LATEST = 3.2e9
+"""s, a hundred years: the latest time that is evaluated."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The procedure: wait, correct and evaluate at increasing `times` (s) since its beginning, the first at once.
+
+    Global drift compensation: one digital factor per layer, the sum of the magnitudes of its outputs for all inputs 1
+    at the beginning over the same now. Source: Joshi et al., Nat. Commun. 11, 2473 (2020), as in aihwkit.
+    """
+
+    run_file: Run
+    settings: Settings
+    data: DataSet
+    times: tuple[float, ...]
+    name = "evaluate"
+
+    def config(self) -> dict[str, Any]:
+        network = self.settings.model_dump(mode="json")
+        experiment = {"experiment": self.run_file.config.get("experiment"), "network": network}
+        images = len(self.data.test_labels)
+        return {"source": str(self.run_file.path), "times": self.times, "test_images": images} | experiment
+
+    def check(self, capabilities: Capabilities) -> None:
+        """Nothing depends on more than the chip being that of the run."""
+
+    def run(self, bench: Bench) -> None:
+        layers = placed_layers(self.run_file, self.settings, bench.tester)
+        before = [magnitude(layer) for layer in layers]
+        began_ns = bench.tester.time_ns()
+        for number, seconds in enumerate((0.0, *self.times)):
+            bench.step(number, len(self.times) + 1, f"at {seconds:g} s")
+            passed = (bench.tester.time_ns() - began_ns) * 1e-9
+            if seconds > passed:
+                bench.tester.wait(seconds - passed)
+            self._evaluate(bench, seconds, layers, before)
+        bench.step(len(self.times) + 1, len(self.times) + 1, "done")
+
+    def _evaluate(self, bench: Bench, seconds: float, layers: Sequence[AnalogLinear], before: Sequence[float]) -> None:
+        row = {"time": seconds, "test_accuracy": self._accuracy(layers)}
+        factors = [at_first / magnitude(layer) for layer, at_first in zip(layers, before, strict=True)]
+        for layer, factor in zip(layers, factors, strict=True):
+            layer.weight.products.rescale(factor)
+        row["compensated_accuracy"] = self._accuracy(layers)
+        for number, (layer, factor) in enumerate(zip(layers, factors, strict=True), 1):
+            layer.weight.products.rescale(1.0)
+            row[f"factor_layer{number}"] = factor
+        bench.log.metrics(row, dict.fromkeys(row, "") | {"time": "s"})
+
+    def _accuracy(self, layers: Sequence[AnalogLinear]) -> float:
+        model = stack(self.settings, layers).eval()
+        return accuracy(FeedForward(model).forward, self.data.test_images, self.data.test_labels)
+
+
+def magnitude(layer: AnalogLinear) -> float:
+    """Sum of the magnitudes of a layer's outputs for all inputs 1, as the mean of some products."""
+    layer.weight.products.forget()
+    ones = np.ones((CALIBRATIONS, layer.in_features), np.float32)
+    total = float(np.abs(layer.weight.products.forward(ones).mean(0)).sum())
+    if not total > 0:
+        raise InputError("a layer gives nothing for any input: its devices hold no weights any more")
+    return total
+
+
+def check_times(times: Sequence[float]) -> None:
+    """Raise `InputError` for times at which nothing can be evaluated in turn."""
+    if not times:
+        raise InputError("no times: name some, such as 25s,1h,1d")
+    for before, after in pairwise((0.0, *times)):
+        if not before < after <= LATEST:
+            listed = ", ".join(f"{time:g}" for time in times)
+            raise InputError(
+                f"times {listed} s: {after:g} s follows {before:g} s; they must increase, up to {LATEST:g} s"
+            )
+
+
+def evaluate(
+    source: Path,
+    times: Sequence[float],
+    place: Place,
+    data_dir: Path | None = None,
+    observer: Steps = SILENT,
+) -> Outcome:
+    """Follow the network that the run in `source` left on its chip, and keep it in a run file of its own.
+
+    The chip of a twin that ran in process is taken from the file, and a copy of it ages; a tester that outlives the
+    process is asked itself, at `place.tester`. Raises `InputError` before anything is sent where that cannot be.
+    """
+    check_times(times)
+    with Run.open(source) as run:
+        settings = network_settings(run)
+        data = kept(run, settings, data_dir)
+        raw = _chip(run, place.tester)
+        return perform(Evaluation(run, settings, data, tuple(times)), place, raw, observer)
+
+
+def network_settings(run: Run) -> Settings:
+    """What the network of a run is, trained or programmed."""
+    if run.identity is None:
+        raise InputError(f"{run.path} was made in floating point: there are no devices that drift")
+    if not run.layers:
+        raise InputError(f"{run.path} does not say where weights lie: it holds no trained or programmed network")
+    if run.config.get("procedure") is None:
+        return stored_settings(run.config, str(run.path))
+    if run.config.get("network") is None:
+        raise InputError(f"{run.path} holds no network with data: train one, or program one with --experiment")
+    return stored_settings(run.config["network"], str(run.path))
+
+
+def _chip(run: Run, uri: str) -> ArrayTester:
+    """The run's chip, as the run left it."""
+    if not run.start.outlives:
+        return revive("twin:", kept_memory(run))
+    raw = connect(uri, twin_seed(run.start.seed))
+    with released_on_error(raw):
+        found = raw.identify().chip
+        if not outlives(raw) or run.identity is None or found != run.identity.chip:
+            was = "" if run.identity is None else run.identity.chip
+            raise InputError(f"{run.path} was made on chip {was}; at {uri} is chip {found}")
+    return raw
+
+
+def place_of(source: Path, tester: str | None, out: Path | None, overwrite: bool, argv: tuple[str, ...]) -> Place:
+    """Where an evaluation of the run in `source` is done, and kept unless `out` says so."""
+    with Run.open(source) as run:
+        seed, uri = run.start.seed, str(run.config["tester"])
+    return Place(tester or uri, out or source.with_name(f"{source.stem}-evaluated.h5"), seed, overwrite, argv=argv)
