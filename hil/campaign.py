@@ -34,7 +34,7 @@ def plan(
     settings, text = load_settings(experiment, changes)
     chosen = {"tester": tester, "epochs": epochs, "seed": seed}
     settings = settings.model_copy(update={key: value for key, value in chosen.items() if value is not None})
-    notes = dict(_note(note) for note in meta)
+    notes = dict(parse_note(note) for note in meta)
     name = Path(experiment).stem
     if out is not None and os.path.isdir(out):
         raise InputError(f"{out} is a folder: name a run file with --out, such as {out / name}.h5")
@@ -61,7 +61,8 @@ def _make_folder(folder: Path) -> None:
         raise InputError(f"folder {folder} cannot be made ({error.strerror}): name a run file with --out") from error
 
 
-def _note(text: str) -> tuple[str, str]:
+def parse_note(text: str) -> tuple[str, str]:
+    """Key and value of a `--meta`."""
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise InputError(f"--meta {text!r} is not of the form key=value")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 
 import click
 
-from hil.protocols.errors import HilError
+from hil.protocols.errors import HilError, InputError
 
 if TYPE_CHECKING:
     from hil.train import Result
@@ -169,7 +169,7 @@ def _end_if_interrupted(result: "Result") -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
 @friendly
 def resume(run: Path, tester: str | None, data_dir: Path | None, durable: bool, as_json: bool) -> None:
-    """Go on with the run in RUN where it was interrupted, killed or failed.
+    """Go on with the run in RUN, or its studies of devices, where it was interrupted, killed or failed.
 
     The finished run is the same as one that never stopped.
 
@@ -177,6 +177,13 @@ def resume(run: Path, tester: str | None, data_dir: Path | None, durable: bool, 
     Example:
       hil resume runs/mnist-mlp-1.h5
     """
+    from hil.runinfo import procedure_of
+
+    if procedure_of(run) is not None:
+        from hil.cli_characterize import resume_studies
+
+        resume_studies(run, tester, durable, as_json)
+        return
     from hil.display import Display, result_table
     from hil.resume import resume as go_on
 
@@ -200,7 +207,7 @@ def resume(run: Path, tester: str | None, data_dir: Path | None, durable: bool, 
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
 @friendly
 def replay(run: Path, mode: str, data_dir: Path | None, as_json: bool) -> None:
-    """Do the host's part of the run in RUN again, with the recording as the tester.
+    """Do the host's part of the training in RUN again, with the recording as the tester.
 
     Prints "identical" or the first difference (exit code 1). Identity is promised on equal versions and CPU capability;
     elsewhere, --follow tells how far the two are apart.
@@ -209,6 +216,11 @@ def replay(run: Path, mode: str, data_dir: Path | None, as_json: bool) -> None:
     Example:
       hil replay runs/digits-1.h5 --verify
     """
+    from hil.runinfo import procedure_of
+
+    done = procedure_of(run)
+    if done is not None:
+        raise InputError(f"{run} is of hil {done}: only training runs (hil train) are replayed")
     from hil.display import Display
     from hil.replay import follow, verify
 
@@ -246,8 +258,9 @@ def report(runs: tuple[Path, ...], out: Path | None) -> None:
     help="Folder for Parquet tables of operations, pulses, readings and metrics.",
 )
 @click.option("--portable", type=click.Path(path_type=Path), help="A copy that is read without a compression plug-in.")
+@click.option("--weights", type=click.Path(path_type=Path), help="The final weights as a safetensors file.")
 @friendly
-def export(run: Path, out: Path | None, portable: Path | None) -> None:
+def export(run: Path, out: Path | None, portable: Path | None, weights: Path | None) -> None:
     """Write the run in RUN for other programs.
 
     \b
@@ -257,14 +270,21 @@ def export(run: Path, out: Path | None, portable: Path | None) -> None:
     from hil.data.portable import copy_portable
     from hil.export import export_tables
 
-    if out is None and portable is None:
-        raise click.UsageError("say what to write: --out DIR, --portable FILE or both.")
+    if out is None and portable is None and weights is None:
+        raise click.UsageError("say what to write: --out DIR, --portable FILE, --weights FILE or several.")
     if out is not None:
         for name, rows in export_tables(run, out).items():
             click.echo(f"{out / name}: {rows} rows")
     if portable is not None:
         copy_portable(run, portable)
         click.echo(str(portable))
+    if weights is not None:
+        from hil.data.run import Run
+        from hil.weights import write_weights
+
+        with Run.open(run) as opened:
+            write_weights(opened, weights)
+        click.echo(str(weights))
 
 
 @main.command()
@@ -292,5 +312,9 @@ def info(run: Path, as_json: bool) -> None:
 
 
 # Commands with files of their own add themselves to `main`.
+import hil.cli_characterize  # noqa: E402
 import hil.cli_check  # noqa: E402
+import hil.cli_compare  # noqa: E402
+import hil.cli_fit  # noqa: E402
+import hil.cli_program  # noqa: E402
 import hil.cli_twin  # noqa: E402, F401

@@ -11,8 +11,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from hil.report_facts import amounts as in_words
+
 if TYPE_CHECKING:  # they bring torch, which `hil info` does without
     from hil.config import Settings
+    from hil.estimate import Amounts
     from hil.logsize import LogPlan
     from hil.train import Job, Result
 
@@ -82,6 +85,16 @@ class Display:
         """An epoch has been evaluated."""
         if not self._quiet:
             self._progress.console.print(f"epoch {number}: test accuracy {test_accuracy:.2%}", highlight=False)
+
+    def steps(self, done: int, total: int, what: str) -> None:
+        """A procedure has done so many of its steps."""
+        if self._quiet:
+            return
+        if not self._progress.live.is_started:
+            self._task = self._progress.add_task("", accuracy="", pulses="", rate="")
+            self._say_title()
+            self._progress.start()
+        self._progress.update(self._task, completed=done, total=total, rate=what)
 
     def finding(self, text: str) -> None:
         """The run goes wrong."""
@@ -166,11 +179,14 @@ def _warnings(result: "Result") -> str:
 
 def info_table(found: Mapping[str, Any]) -> None:
     """What `runinfo.describe` found."""
+    counts = ", ".join(
+        f"{name.replace('_', ' ')} {count:,}" for name, count in found.get("counts", {}).items() if count
+    )
     shown = {
         "test_accuracy": _percent(found.get("test_accuracy")),
         "running_accuracy": _percent(found.get("running_accuracy")),
         "bytes": filesize.decimal(found.get("bytes", 0)),
-        "operations": f"{found.get('operations', 0):,}",
+        "operations": f"{found.get('operations', 0):,}" + (f" ({counts})" if "procedure" in found else ""),
     }
     rows = {
         key.replace("_", " "): [shown.get(key, str(value))]
@@ -178,7 +194,7 @@ def info_table(found: Mapping[str, Any]) -> None:
         if not isinstance(value, dict | list)
     }
     _print_rows(str(found["run"]), rows)
-    if found["metrics"]:
+    if found["metrics"] and "epoch" in found["metrics"][0]:
         table = Table(box=None, padding=(0, 2, 0, 0))
         names = ("epoch", "lr", "loss", "train_accuracy", "test_accuracy", "set_pulses", "refreshes")
         for name in names:
@@ -188,6 +204,23 @@ def info_table(found: Mapping[str, Any]) -> None:
         Console().print(table)
     for text in found["messages"]:
         Console().print(_warning(text), soft_wrap=True)
+
+
+def amounts_table(
+    title: str, columns: "Mapping[str, Amounts]", findings: Sequence[str] = (), err: bool = False
+) -> None:
+    """What is asked of a tester, by the names of the columns, such as estimate and done."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name in ("", *columns):
+        table.add_column(name, justify="right" if name else "left")
+    rows = [in_words(amounts) for amounts in columns.values()]
+    for name in rows[0]:
+        table.add_row(name, *(row[name] for row in rows))
+    console = Console(stderr=err)
+    console.print(Text(title, "bold"), soft_wrap=True)
+    console.print(table)
+    for text in findings:
+        console.print(_warning(text), soft_wrap=True)
 
 
 def _print_rows(title: str, rows: Mapping[str, Sequence[str]]) -> None:

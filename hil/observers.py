@@ -34,7 +34,7 @@ class Silent:
     def nothing(self, *_: Any) -> None:
         """Nothing."""
 
-    logging = begin = progress = epoch = finding = nothing
+    logging = begin = progress = epoch = finding = steps = nothing
 
 
 SILENT = Silent()

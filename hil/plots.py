@@ -62,7 +62,7 @@ def svg(figure: Figure) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(out.getvalue()).decode()
 
 
-def _panels(
+def new_figure(
     source: str, height: float = HEIGHT, rows: int = 1, ratios: Sequence[float] = (1,)
 ) -> tuple[Figure, list[Axes]]:
     """A new figure and its axes, row after row. The figure says where its data come from: figures leave their page.
@@ -79,16 +79,16 @@ def _panels(
     return figure, [figure.add_subplot(place) for place in places]
 
 
-def _log(axis: Axis) -> None:
+def log_axis(axis: Axis) -> None:
     """A log axis with few, plain numbers: more between where there is less than a decade."""
     axis.set_minor_locator(NullLocator())
     low, high = sorted(axis.get_view_interval())
     steps = (1, 2, 3, 4, 6, 8) if high / low < 10 else (1, 2, 5) if high / low < 100 else (1,)
     axis.set_major_locator(LogLocator(subs=steps, numticks=8))
-    axis.set_major_formatter(_short)
+    axis.set_major_formatter(short)
 
 
-def _short(value: float, _: object = None) -> str:
+def short(value: float, _: object = None) -> str:
     """A number of a tick in a few characters."""
     for limit, unit in ((1e6, "M"), (1e3, "k")):
         if abs(value) >= limit:
@@ -100,7 +100,7 @@ def _log_if_any(axes: Axes, curves: Sequence[Floats]) -> None:
     """A log scale for values over decades; zeros have no point there, and nothing but zeros no scale."""
     if any((values > 0).any() for values in curves):
         axes.set_yscale("log", nonpositive="mask")
-        _log(axes.yaxis)
+        log_axis(axes.yaxis)
     else:
         axes.set_ylim(0, 1)
 
@@ -118,7 +118,7 @@ def _epochs(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
-def _legend(axes: Axes, entries: int) -> None:
+def legend_if_short(axes: Axes, entries: int) -> None:
     if 1 <= entries <= 12:  # more would hide the curves; the caption names them
         axes.legend()
 
@@ -126,7 +126,7 @@ def _legend(axes: Axes, entries: int) -> None:
 def accuracy_figure(test: Sequence[Curve], train: Sequence[Curve], paper: bool, source: str) -> Figure:
     """Test (solid) and training accuracy (dashed) over epochs, the published value as a line where it applies."""
     with mpl.rc_context(STYLE):
-        figure, (axes,) = _panels(source)
+        figure, (axes,) = new_figure(source)
         for number, (tested, trained) in enumerate(zip(test, train, strict=True)):
             colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
             names = (printable(tested.label), None) if len(test) > 1 else ("test", "training")
@@ -139,34 +139,34 @@ def accuracy_figure(test: Sequence[Curve], train: Sequence[Curve], paper: bool, 
         _epochs(axes)
         axes.set_ylabel("accuracy (%)")
         axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
-        _legend(axes, len(test) + 1)
+        legend_if_short(axes, len(test) + 1)
     return figure
 
 
 def epoch_figure(curves: Sequence[Curve], quantity: str, source: str, legend: bool = True) -> Figure:
     """Curves over epochs on a log scale; `quantity` names the y axis with its unit."""
     with mpl.rc_context(STYLE):
-        figure, (axes,) = _panels(source)
+        figure, (axes,) = new_figure(source)
         for number, curve in enumerate(curves):
             marker = MARKERS[number % len(MARKERS)]
             axes.plot(np.arange(1, len(curve.values) + 1), curve.values, marker + "-", label=printable(curve.label))
         _epochs(axes)
         axes.set_ylabel(quantity)
         _log_if_any(axes, [curve.values for curve in curves])
-        _legend(axes, len(curves) * legend)
+        legend_if_short(axes, len(curves) * legend)
     return figure
 
 
 def pulse_rate_figure(images: Floats, pulses: Floats, epochs: Floats, source: str) -> Figure:
     """SET pulses per image over images trained, with the ends of epochs."""
     with mpl.rc_context(STYLE):
-        figure, (axes,) = _panels(source)
+        figure, (axes,) = new_figure(source)
         axes.plot(images, pulses, lw=1.1)
         for end in epochs:
             axes.axvline(end, color=GREY, lw=0.7, ls=":")
         axes.set_xlabel("images trained")
         axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.xaxis.set_major_formatter(_short)
+        axes.xaxis.set_major_formatter(short)
         axes.set_ylabel("SET pulses per image")
         _log_if_any(axes, [pulses])
     return figure
@@ -179,13 +179,13 @@ def conductance_figure(
     colours = mpl.colormaps["viridis_r"](np.linspace(0.12, 1, len(labels)))
     top = max(int(count.max(initial=1)) for counts in histograms.values() for count in counts)
     with mpl.rc_context(STYLE):
-        figure, panels = _panels(source, 4.2, rows=len(histograms))
+        figure, panels = new_figure(source, 4.2, rows=len(histograms))
         for axes, (sign, counts) in zip(panels, histograms.items(), strict=True):
             for label, colour, count in zip(labels, colours, counts, strict=True):
                 axes.stairs(count, edges * 1e6, color=colour, label=label, lw=1.2)
             axes.set_yscale("log", nonpositive="clip")
             axes.set_ylim(0.7, 2 * top)
-            _log(axes.yaxis)
+            log_axis(axes.yaxis)
             axes.set_ylabel(f"devices {sign}")
             axes.tick_params(labelbottom=axes is panels[-1])
         panels[0].legend(ncols=2)
@@ -198,7 +198,7 @@ def pulse_map(counts: Mapping[str, Counts], source: str) -> Figure:
     top = max((int(count.max(initial=0)) for count in counts.values()), default=0)
     colours = mpl.colormaps["viridis"].with_extremes(bad="#dddddd")
     with mpl.rc_context(STYLE | {"axes.grid": False}):
-        figure, (*panels, scale) = _panels(source, 4.2, ratios=(*[1.0] * len(counts), 0.07))
+        figure, (*panels, scale) = new_figure(source, 4.2, ratios=(*[1.0] * len(counts), 0.07))
         for axes, (sign, count) in zip(panels, counts.items(), strict=True):
             shown = np.ma.masked_equal(count, 0)
             image = axes.imshow(shown, norm=LogNorm(1, max(top, 2)), cmap=colours, aspect="auto", interpolation="none")
@@ -209,7 +209,7 @@ def pulse_map(counts: Mapping[str, Counts], source: str) -> Figure:
             axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
         panels[0].set_ylabel("input (last: bias)")
         figure.colorbar(image, cax=scale)
-        _log(scale.yaxis)
+        log_axis(scale.yaxis)
         scale.set_title("  SET pulses", fontsize=8)
     return figure
 
@@ -217,14 +217,14 @@ def pulse_map(counts: Mapping[str, Counts], source: str) -> Figure:
 def pulse_distribution(counts: Mapping[str, npt.NDArray[np.uint32]], source: str) -> Figure:
     """How many devices had at least so many pulses, for each name in `counts`."""
     with mpl.rc_context(STYLE):
-        figure, (axes,) = _panels(source, 4.2)
+        figure, (axes,) = new_figure(source, 4.2)
         for (name, count), style in zip(counts.items(), ("-", "-", "--", ":"), strict=False):
             values, devices = np.unique(count[count > 0], return_counts=True)
             if len(values):
                 axes.step(values, devices[::-1].cumsum()[::-1], style, where="pre", label=name)
                 axes.plot(values[-1:], devices[-1:], ".", color=axes.lines[-1].get_color())
         axes.set(xscale="log", yscale="log", xlabel="pulses", ylabel="devices with at least so many")
-        _log(axes.xaxis)
-        _log(axes.yaxis)
-        _legend(axes, len(axes.lines))
+        log_axis(axes.xaxis)
+        log_axis(axes.yaxis)
+        legend_if_short(axes, len(axes.lines))
     return figure

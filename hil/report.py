@@ -1,21 +1,17 @@
 """`hil report`: one HTML page on one or several runs, complete in itself."""
 
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 import hil.report_facts as facts
 from hil.data.run import Run
-from hil.protocols.errors import InputError, StorageError
+from hil.findings import page_of
+from hil.pages import check_place, rendered, store
+from hil.protocols.errors import InputError
 from hil.report_figures import Picture, common, conductances, data_of, pulses, source_line, updates
 from hil.series import LogSummary, read_log
-
-TEMPLATES = Path(__file__).parent / "templates"
-PAGE_BEGINS = b"<!DOCTYPE html>"
 
 
 @dataclass(frozen=True)
@@ -46,45 +42,61 @@ def write_report(runs: Sequence[Path], out: Path) -> None:
     Raises InputError for no runs or an `out` that cannot be, DataError for what is no run file, StorageError where the
     page cannot be written.
     """
-    _check(runs, out)
-    with ExitStack() as opened:
-        page = _page([opened.enter_context(Run.open(path)) for path in runs])
-    _store(out, page.encode("utf-8", "replace"))
-
-
-def _check(runs: Sequence[Path], out: Path) -> None:
     if not runs:
         raise InputError("a report needs a run: name one or several run files")
-    folder = out.parent
-    if not os.path.isdir(folder):
-        raise InputError(f"{out}: there is no folder {folder}: make it, or choose another one")
-    if not os.path.lexists(out):
-        return
-    if not os.path.isfile(out):
-        raise InputError(f"{out} is not a file: name a page, such as {out}/report.html")
-    try:
-        with open(out, "rb") as file:
-            begin = file.read(len(PAGE_BEGINS))
-    except OSError as error:
-        raise StorageError(f"{out} cannot be replaced ({error.strerror}): choose another name") from error
-    if begin and begin != PAGE_BEGINS:
-        raise InputError(f"{out} exists and is not a report: choose another name")
+    check_place(out)
+    with ExitStack() as opened:
+        page = _page([opened.enter_context(Run.open(path)) for path in runs])
+    store(out, page)
 
 
 def _page(runs: Sequence[Run]) -> str:
+    """The page on runs that one command made. Raises `InputError` for others, and for a command that has no report."""
+    made = {run.config.get("procedure", "train"): run.path.name for run in runs}
+    if len(made) > 1:
+        kinds = " and ".join(f"{name} (hil {procedure})" for procedure, name in made.items())
+        raise InputError(f"{kinds} do not go on one page: write a report on each kind")
+    procedure = next(iter(made))
+    if procedure not in PAGES:
+        raise InputError(f"there is no report on runs of hil {procedure}, only on those of {', '.join(PAGES)}")
+    return PAGES[procedure](runs)
+
+
+def _training(runs: Sequence[Run]) -> str:
     sections = [_section(run, label) for run, label in zip(runs, _labels(runs), strict=True)]
     paper = any(run.config.get("data") == "mnist" for run in runs)
     source = source_line(runs[0]) if len(runs) == 1 else ", ".join(dict.fromkeys(map(data_of, runs)))
     metrics = {section.label: run.metrics for section, run in zip(sections, runs, strict=True)}
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    template = environment.get_template("report.html")
-    return template.render(sections=sections, common=common(metrics, paper, source))
+    return rendered("report.html", sections=sections, common=common(metrics, paper, source))
+
+
+def _studies(runs: Sequence[Run]) -> str:
+    from hil.report_studies import section  # brings torch, which a report on training does without
+
+    sections = [section(run, label) for run, label in zip(runs, _labels(runs), strict=True)]
+    return rendered("studies.html", sections=sections)
+
+
+def _evaluation(runs: Sequence[Run]) -> str:
+    from hil.evaluate_report import evaluation
+
+    return page_of(evaluation(_only(runs), _labels(runs)[0]))
+
+
+def _programming(runs: Sequence[Run]) -> str:
+    from hil.evaluate_report import programming
+
+    return page_of(programming(_only(runs), _labels(runs)[0]))
+
+
+def _only(runs: Sequence[Run]) -> Run:
+    if len(runs) > 1:
+        raise InputError(f"a page holds one run of hil {runs[0].config['procedure']}; hil compare takes two")
+    return runs[0]
+
+
+PAGES = {"train": _training, "characterize": _studies, "evaluate": _evaluation, "program": _programming}
+"""How the page on the runs of each command is made."""
 
 
 def _labels(runs: Sequence[Run]) -> list[str]:
@@ -126,16 +138,3 @@ def _without_devices(run: Run) -> str:
     if run.counts["update"]:
         return "The run file holds parallel updates, whose pulses are not counted by device."
     return ""
-
-
-def _store(out: Path, page: bytes) -> None:
-    """The whole page or what was there before, whatever happens."""
-    part = out.with_name(f"{out.name}.{os.getpid()}.part")
-    try:
-        try:
-            part.write_bytes(page)
-            os.replace(part, out)
-        finally:
-            part.unlink(missing_ok=True)
-    except OSError as error:
-        raise StorageError(f"{out} cannot be written ({error.strerror}): check the disk and permissions") from error

@@ -3,10 +3,13 @@
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hil.data.run import Run
 from hil.protocols.errors import DataError
+
+if TYPE_CHECKING:  # brings torch, which a report on training does without
+    from hil.estimate import Amounts
 
 Rows = list[tuple[str, str]]
 
@@ -98,6 +101,20 @@ def size(count: int) -> str:
         if count >= limit:
             return f"{count / limit:.3g} {unit}"
     return f"{count} bytes"
+
+
+def amounts(found: "Amounts") -> dict[str, str]:
+    """What is or was asked of a tester."""
+    return {
+        "operations": f"{found.operations:,}",
+        "reads of a cell": f"{found.cell_reads:,}",
+        "vectors multiplied": f"{found.products:,}",
+        "SET pulses": f"{found.set_pulses:,}",
+        "RESET pulses": f"{found.reset_pulses:,}",
+        "SET pulses on one cell, at most": f"{found.set_pulses_per_cell:,}",
+        "RESET pulses on one cell, at most": f"{found.reset_pulses_per_cell:,}",
+        "device time": duration(found.device_seconds),
+    }
 
 
 def tables(run: Run) -> dict[str, Rows]:

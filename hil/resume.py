@@ -1,15 +1,15 @@
 """Go on with a run where it stopped or was killed; it ends as if nothing had happened."""
 
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from hil.bench import connect, kept_chip, revive
+from hil.characterize import stored
 from hil.checkpoint import unpack
-from hil.config import Settings, stored_settings
+from hil.config import stored_settings
 from hil.data.recorded import Recorded
 from hil.data.recording import RecordingTester
 from hil.data.remarks import is_remark
@@ -24,10 +24,13 @@ from hil.instruments.tester import ArrayTester
 from hil.loop import CHIP, Training
 from hil.mock_hw import chipfile
 from hil.observers import SILENT, LoopObserver
+from hil.procedure import Outcome, Place, Procedure, Steps, carry_out
 from hil.protocols.errors import InputError
 from hil.protocols.messages import MVM_DIRECTION
 from hil.provenance import git_commit, host, versions
-from hil.train import Job, Result, Setup, execute, first_weights, outlives, released_on_error, twin_seed
+from hil.session import outlives, released_on_error, twin_seed
+from hil.studies import NAME as CHARACTERIZE
+from hil.train import Job, Result, Setup, execute, first_weights
 
 
 def resume(
@@ -46,88 +49,114 @@ def resume(
     and `ReplayError` where what is done again differs from the log.
     """
     with Run.open(path) as run:
-        settings = _settings(run, tester)
+        settings = stored_settings(run.config | {"tester": _address(run, tester)}, str(run.path))
         data = kept(run, settings, data_dir)
-        raw = None if run.identity is None else _tester(run, settings)
+        raw = None if run.identity is None else _tester(run, settings.tester)
         job = Job(run.config["experiment"], settings, run.start.config_text, path, data_dir, argv=argv)
-    session = {"argv": argv, "versions": versions(), "host": host(), "git_commit": git_commit()}
     with released_on_error(raw):
         setup = Setup(job, data, first_weights(settings, data, raw.capabilities() if raw else None), raw)
-        writer = ResumedWriter.reopen(path, session, durable)
-    writer.forget_failed(Run(path, writer.view()))
-    view = Run(path, writer.view())
-    retracing = _Retracing(writer, view, _usable(view))
-    return execute(setup, writer, retracing.wrap, observer, retracing.restorer())
+        retracing = _Retracing.reopen(path, argv, durable)
+    restore = retracing.restore if retracing.checkpoint is not None else None
+    return execute(setup, retracing.writer, retracing.wrap, observer, restore)
+
+
+def resume_procedure(
+    path: Path, observer: Steps = SILENT, tester: str | None = None, durable: bool = False, argv: tuple[str, ...] = ()
+) -> Outcome:
+    """Go on with a procedure as with a run: what the file holds is done again and compared, or taken as recorded."""
+    with Run.open(path) as run:
+        place = Place(_address(run, tester), path, run.start.seed, durable=durable, argv=argv)
+        procedure = _stored_procedure(run)
+        raw = _tester(run, place.tester)
+    with released_on_error(raw):
+        retracing = _Retracing.reopen(path, argv, durable)
+    restore = retracing.jump if retracing.checkpoint is not None else None
+    return carry_out(procedure, place, raw, retracing.writer, retracing.wrap, observer, restore)
+
+
+def _stored_procedure(run: Run) -> Procedure:
+    name = run.config.get("procedure")
+    if name != CHARACTERIZE:
+        raise InputError(f"{run.path} is of hil {name}, which cannot be resumed: do it again")
+    return stored(run.config)
 
 
 class _Retracing:
     """Ties the log of a run that goes on to its writer and tester."""
 
     def __init__(self, writer: ResumedWriter, view: Run, checkpoint: Checkpoint | None) -> None:
-        self._writer, self._view, self._checkpoint = writer, view, checkpoint
+        self.writer, self.checkpoint = writer, checkpoint
         self._tester: RetracingTester | None = None
         self._replay = ReplayTester(view) if view.identity else None
         self._reference = writer.retrace(view, self._replay.recorded if self._replay else Recorded(view))
+
+    @classmethod
+    def reopen(cls, path: Path, argv: tuple[str, ...], durable: bool) -> Self:
+        """Go on with the file."""
+        session = {"argv": argv, "versions": versions(), "host": host(), "git_commit": git_commit()}
+        writer = ResumedWriter.reopen(path, session, durable)
+        writer.forget_failed(Run(path, writer.view()))
+        view = Run(path, writer.view())
+        return cls(writer, view, _usable(view))
 
     def wrap(self, raw: ArrayTester) -> ArrayTester:
         """The tester that repeats what is logged, then records."""
         if self._replay is None:
             return raw
-        self._tester = RetracingTester(raw, RecordingTester(raw, self._writer), self._replay, self._writer.outlives)
-        if self._checkpoint is not None:
+        self._tester = RetracingTester(raw, RecordingTester(raw, self.writer), self._replay, self.writer.outlives)
+        if self.checkpoint is not None:
             self._tester.serve_recorded()
         return self._tester
 
-    def restorer(self) -> Callable[[Training], None] | None:
-        """What brings training to the checkpoint; None where there is none."""
-        return None if self._checkpoint is None else self._restore
+    def restore(self, training: Training) -> None:
+        """Bring training to the checkpoint."""
+        if self.checkpoint is not None:
+            training.restore(unpack(self.checkpoint.state["state"], self.checkpoint.arrays))
+        self.jump()
 
-    def _restore(self, training: Training) -> None:
-        if self._checkpoint is None:
+    def jump(self) -> None:
+        """Go on from the checkpoint."""
+        if self.checkpoint is None:
             return
-        training.restore(unpack(self._checkpoint.state["state"], self._checkpoint.arrays))
-        self._reference.jump(self._checkpoint.metrics, self._checkpoint.messages)
+        self._reference.jump(self.checkpoint.metrics, self.checkpoint.messages)
         if self._tester is not None:
-            self._tester.jump(self._checkpoint.operations)
+            self._tester.jump(self.checkpoint.operations)
 
 
-def _settings(run: Run, tester: str | None) -> Settings:
+def _address(run: Run, tester: str | None) -> str:
+    """Where the run's tester is now."""
     if run.state == COMPLETED:
         raise InputError(f"{run.path} is complete: there is nothing to resume")
-    settings = stored_settings(run.config, str(run.path))
-    if tester is None or tester == settings.tester:
-        return settings
-    if not run.start.outlives:
-        raise InputError(f"{run.path} was made on {settings.tester}, not on {tester}: a run is resumed on its own chip")
-    return settings.model_copy(update={"tester": tester})
+    was = str(run.config["tester"])
+    if tester is not None and tester != was and not run.start.outlives:
+        raise InputError(f"{run.path} was made on {was}, not on {tester}: a run is resumed on its own chip")
+    return tester or was
 
 
-def _tester(run: Run, settings: Settings) -> ArrayTester:
+def _tester(run: Run, uri: str) -> ArrayTester:
     """The tester of the run. One that died with its process is in the state of the checkpoint, or of the run's start
     where there is none.
     """
     if run.start.outlives:
-        return _outliving(run, settings)
-    chip_file = kept_chip(settings.tester)
+        return _outliving(run, uri)
+    chip_file = kept_chip(uri)
     if chip_file is not None and chip_file.exists():
         _check_chip(run, chip_file)
     memory = run.checkpoint.arrays.get(CHIP) if run.checkpoint else None
-    if memory is not None:
-        raw = revive(settings.tester, memory.tobytes())
-    else:
-        raw = connect(settings.tester, twin_seed(settings))
+    seed = twin_seed(int(run.config["seed"]))
+    raw = connect(uri, seed) if memory is None else revive(uri, memory.tobytes())
     _check_tester(run, raw)
     return raw
 
 
-def _outliving(run: Run, settings: Settings) -> ArrayTester:
+def _outliving(run: Run, uri: str) -> ArrayTester:
     """The tester, as it was left, with at most one operation that the log does not know."""
     last = _last_id(run)
     _check_products(run)
-    raw = connect(settings.tester, twin_seed(settings))
+    raw = connect(uri, twin_seed(int(run.config["seed"])))
     if not outlives(raw):
         raise InputError(
-            f"{run.path} was made on a tester that outlives the process, and {settings.tester} does not: "
+            f"{run.path} was made on a tester that outlives the process, and {uri} does not: "
             "a run is resumed on its own chip"
         )
     with released_on_error(raw):

@@ -26,14 +26,10 @@ def describe(path: Path) -> dict[str, Any]:
         return {
             "run": str(path),
             "state": run.state,
-            "experiment": config["experiment"],
-            "system": config["system"],
             "tester": "none" if identity is None else f"{identity.kind}: {identity.model}, chip {identity.chip}",
             "uri": config["tester"],
-            "data": config["data"],
             "seed": config["seed"],
-            "epochs": f"{len(rows)} of {config['epochs']}",
-            "test_accuracy": rows[-1]["test_accuracy"] if rows else None,
+            **(_training(config, rows) if config.get("procedure") is None else _procedure(config, rows)),
             "operations": run.operations.rows,
             "bytes": path.stat().st_size,
             "started": run.created_utc,
@@ -46,3 +42,40 @@ def describe(path: Path) -> dict[str, Any]:
             "metrics": rows,
             "messages": [text for _, text in run.messages],
         }
+
+
+def procedure_of(path: Path) -> str | None:
+    """The command that made a run file, such as `characterize`; None of training. Raises `InputError` as `describe`."""
+    with Run.open(path) as run:
+        return run.config.get("procedure")
+
+
+def _training(config: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "experiment": config["experiment"],
+        "system": config["system"],
+        "data": config["data"],
+        "epochs": f"{len(rows)} of {config['epochs']}",
+        "test_accuracy": rows[-1]["test_accuracy"] if rows else None,
+    }
+
+
+def _procedure(config: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What is no part of every run file, in words."""
+    own = {key: in_words(value) for key, value in config.items() if key not in ("tester", "seed")}
+    return own | {"measurements": len(rows)}
+
+
+def in_words(value: Any) -> str:
+    """A setting for a reader: `staircase (reads 50, pulses 20), stuck` of a mapping of mappings."""
+    if isinstance(value, dict):
+        return ", ".join(_entry(key, item) for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return " ".join(map(in_words, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _entry(key: str, value: Any) -> str:
+    if isinstance(value, dict):
+        return f"{key} ({in_words(value)})" if value else key
+    return f"{key} {in_words(value)}"

@@ -1,7 +1,6 @@
 """Train the network of an experiment on a tester, and keep all of it in a run file."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -10,25 +9,22 @@ import torch
 
 from hil.bench import connect, kept_chip
 from hil.config import Settings
-from hil.data.columns import Values
 from hil.data.datasets import DataSet
 from hil.data.recording import RecordingTester
 from hil.data.runfile import COMPLETED, RunWriter
 from hil.data.schema import Start
 from hil.images import chosen, keep
-from hil.instruments.batching import BatchingTester
 from hil.instruments.tester import ArrayTester
 from hil.interrupt import Interrupt
-from hil.layers import AnalogLinear
 from hil.logsize import plan_log
 from hil.loop import Log, Training
 from hil.mapping import floorplan
-from hil.mock_hw.twin import TwinTester
 from hil.network import analog_layers, build, initial_weights
 from hil.observers import SILENT, LoopObserver, Observer
-from hil.pairs import UNIT
-from hil.protocols.messages import Capabilities, TesterKind
+from hil.placed import STUCK, keep_cells, keep_chip, keep_layer
+from hil.protocols.messages import Capabilities
 from hil.provenance import git_commit, host, versions
+from hil.session import outlives, recorded, released_on_error, twin_seed
 from hil.stuck import all_cells, find_stuck
 
 
@@ -86,7 +82,7 @@ def train(job: Job, observer: Observer = SILENT) -> Result:
     """Run the job. Raises `InputError` if it cannot be done: before anything is written or sent where that is known."""
     settings = job.settings
     data = chosen(settings, job.data_dir)
-    raw = None if settings.system == "float" else connect(settings.tester, twin_seed(settings))
+    raw = None if settings.system == "float" else connect(settings.tester, twin_seed(settings.seed))
     with released_on_error(raw):
         capabilities = raw.capabilities() if raw else None
         setup = Setup(job, data, first_weights(settings, data, capabilities), raw)
@@ -94,29 +90,6 @@ def train(job: Job, observer: Observer = SILENT) -> Result:
         writer = RunWriter.create(job.out, _start(job, raw, plan.kind), job.overwrite, job.durable)
     observer.logging(plan)
     return execute(setup, writer, lambda tester: RecordingTester(tester, writer), observer)
-
-
-def outlives(raw: ArrayTester | None) -> bool:
-    """Whether a tester, unlike a twin in this process or a recording, goes on existing when the process is killed."""
-    if raw is None or isinstance(raw, TwinTester):  # whose memory takes a while to write down
-        return False
-    return raw.identify().kind != TesterKind.REPLAY and raw.memory() is None
-
-
-@contextmanager
-def released_on_error(raw: ArrayTester | None) -> Iterator[None]:
-    """Let go of a tester that others may want, where the run cannot begin. A twin's chip is left as it was kept."""
-    try:
-        yield
-    except BaseException:
-        if raw is not None and outlives(raw):
-            raw.close()
-        raise
-
-
-def twin_seed(settings: Settings) -> np.random.SeedSequence:
-    """The seed of the twin in a run."""
-    return np.random.SeedSequence(settings.seed).spawn(2)[0]
 
 
 def first_weights(settings: Settings, data: DataSet, capabilities: Capabilities | None) -> list[torch.Tensor]:
@@ -135,15 +108,16 @@ def execute(
     """Make the run: its tester is wrapped, its log is written and closed. `restore` replaces the start of training."""
     torch.set_num_threads(1)
     settings, raw = setup.job.settings, setup.tester
-    with Interrupt() as interrupt, _recorded(raw, wrap, log) as (tester, ending):
+    with Interrupt() as interrupt, recorded(raw, wrap, log) as (tester, ending):
         keep(log, setup.data)
         if tester is not None and settings.scan_stuck:
             stuck = find_stuck(tester, all_cells(tester))
             floorplan(tester).avoid(stuck)
+            keep_cells(log, STUCK, stuck)
             log.message(f"{len(stuck)} stuck cells found; weights are placed around them")
         model = build(settings, setup.weights, tester)
         for number, layer in enumerate(analog_layers(model), 1):
-            _keep_layer(log, f"layer{number}", layer)
+            keep_layer(log, f"layer{number}", layer)
         memory = raw.memory if raw is not None else _no_memory
         training = Training(settings, setup.data, model, tester, memory, log, observer)
         if restore is None:
@@ -151,6 +125,8 @@ def execute(
         else:
             restore(training)
         training.run(interrupt)
+        if not training.interrupted:
+            keep_chip(log, memory())
         interrupt.hold()
         result = _result(setup, training, log)
         ending.status = "interrupted" if result.interrupted else COMPLETED
@@ -162,33 +138,6 @@ def execute(
 
 def _no_memory() -> None:
     return None
-
-
-@dataclass
-class Ending:
-    """How a run file is closed."""
-
-    status: str = "failed"
-    counts: dict[str, int] = field(default_factory=dict)
-
-
-@contextmanager
-def _recorded(
-    raw: ArrayTester | None, wrap: Callable[[ArrayTester], ArrayTester], log: Log
-) -> Iterator[tuple[ArrayTester | None, Ending]]:
-    """The tester with its log. Whatever happens, it ends in its safe state and the file is closed with how it ended."""
-    ending = Ending()
-    try:
-        with raw if raw is not None else nullcontext():
-            yield (None if raw is None else BatchingTester(wrap(raw))), ending
-    except KeyboardInterrupt:
-        ending.status = "interrupted"
-        raise
-    except BaseException as error:
-        ending.status = f"failed: {type(error).__name__}: {error}"
-        raise
-    finally:
-        log.close(ending.status, ending.counts)
 
 
 def _result(setup: Setup, training: Training, log: Log) -> Result:
@@ -221,17 +170,6 @@ def _doubts(count: int) -> tuple[str, ...]:
     if not count:
         return ()
     return (f"{count} programming operations are uncertain; their cells were read again: `hil info` names them",)
-
-
-def _keep_layer(log: Log, name: str, layer: AnalogLinear) -> None:
-    """Write down where the weights of a layer lie, so that conductances can be told from the log."""
-    pairs = layer.weight.pairs
-    arrays: dict[str, Values] = {}
-    for side, cells in (("plus", pairs.placement.plus), ("minus", pairs.placement.minus)):
-        arrays |= {f"{side}_array": cells.array, f"{side}_row": cells.row, f"{side}_column": cells.column}
-    rows, columns = pairs.shape
-    attrs = {"rows": rows, "columns": columns, "scale": pairs.scale, "unit_siemens": UNIT}
-    log.snapshot(name, arrays, dict.fromkeys(arrays, ""), attrs)
 
 
 def _start(job: Job, tester: ArrayTester | None, log: str) -> Start:

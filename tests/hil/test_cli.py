@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 from hil.cli import main
 from hil.config import Settings
 from hil.data.run import Run
+from hil.mock_hw.chips import CHIPS
 from hil.protocols.errors import DivergedError, StorageError, TesterError
 
 HIL = Path(sys.executable).with_name("hil")
@@ -252,7 +253,7 @@ class TestBadInput:
         Path("old.h5").write_bytes(OLD)
         done = process("train", "digits", "--tester", "twin:nonsense", "--out", "old.h5", "--overwrite", "--json")
         assert (done.returncode, done.stdout) == (2, "")
-        assert done.stderr == "Error: unknown chip 'nonsense'; there are pcm-90nm, pcm-analog, ideal\n"
+        assert done.stderr == f"Error: unknown chip 'nonsense'; there are {', '.join(CHIPS)}\n"
         assert Path("old.h5").read_bytes() == OLD
 
 

@@ -19,6 +19,7 @@ from hil.mock_hw.firmware import Firmware
 from hil.mock_hw.twin import TwinTester
 from hil.protocols.errors import DataError, DivergedError, InputError, TesterError
 from hil.protocols.messages import Direction, Operation, Readings, Region, Vectors
+from hil.replay import verify
 from hil.train import Job, train
 
 MakeJob = Callable[..., Job]
@@ -374,3 +375,18 @@ def test_a_chip_that_was_used_before_is_trained_as_well(make_job: MakeJob, obser
     for n, tester in enumerate([made, chip]):
         result = train(make_job(out=tmp_path / f"{n}.h5", tester=tester, train_images=700), observer)
         assert result.test_accuracy > 0.7
+
+
+def test_initial_weights_can_be_programmed_and_verified(make_job: MakeJob, tmp_path: Path) -> None:
+    spreads = []
+    for writing in ("blind", "verified"):
+        job = make_job(out=tmp_path / f"{writing}.h5", initial_writing=writing, epochs=1, initial_spread=0.3)
+        train(job)
+        with Run.open(job.out) as run:
+            start = run.operations["kind"][: run.operations.rows].tolist().index(Operation.MVM_FORWARD)
+            plus, minus = run.layer_conductances("layer1", at=start)
+            spreads.append(float((plus - minus).std()))
+            assert run.counts["set"] > 0
+    blind, verified = spreads
+    assert verified < blind  # 2.4 uS are aimed at; blind writing adds its noise
+    assert verify(tmp_path / "verified.h5").identical
