@@ -1,0 +1,104 @@
+"""From a chip to its twin at the command line: characterize, fit, train, evaluate, compare, program."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from hil.cli import main
+
+SMALL = "twin:pcm-90nm?arrays=2&rows=80&columns=256"
+QUICK = ["--epochs", "2", "--set", "train_images=150"]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Commands run in a folder of their own."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def hil(*arguments: str) -> Result:
+    return CliRunner().invoke(main, arguments)
+
+
+def measured(uri: str, out: str) -> Result:
+    studies = ["--study", "staircase", "--study", "drift", "--cells", "0:0-19:0-19", "--reads", "10"]
+    return hil("characterize", uri, *studies, "--out", out)
+
+
+def test_the_circle_from_a_chip_to_its_twin_closes() -> None:
+    assert measured(f"{SMALL}&nu=0.06&step_spread=0.2", "chip.h5").exit_code == 0
+    fitted = hil("fit", "chip.h5", "--out", "chip.toml", "--report", "chip.html", "--json")
+    assert fitted.exit_code == 0, fitted.output
+    found = json.loads(fitted.stdout)
+    low, high = found["intervals"]["nu"]
+    assert 0.055 < low < 0.06 < high < 0.065
+    assert Path("chip.html").read_text().startswith("<!DOCTYPE html>")
+    assert (
+        hil("train", "digits", *QUICK, "--tester", f"{SMALL}&nu=0.06&step_spread=0.2", "--out", "a.h5").exit_code == 0
+    )
+    assert hil("train", "digits", *QUICK, "--tester", "twin:chip.toml", "--out", "b.h5").exit_code == 0
+    compared = hil("compare", "a.h5", "b.h5", "--out", "compared.html")
+    assert compared.exit_code == 0, compared.output
+    assert "conductance" in compared.stdout
+    assert Path("compared.html").read_text().startswith("<!DOCTYPE html>")
+    again = measured("twin:chip.toml?seed=3", "twin.h5")
+    assert again.exit_code == 0, again.output
+    parts = [one["parts"] for one in json.loads(hil("compare", "chip.h5", "twin.h5", "--json").stdout)["quantities"]]
+    assert parts == [None, None, None]
+
+
+def test_a_fitted_chip_is_shown_with_its_intervals() -> None:
+    measured(SMALL, "chip.h5")
+    result = hil("fit", "chip.h5", "--out", "chip.toml")
+    assert "read_offset" in result.stdout
+    assert result.stdout.splitlines()[-1] == "twin:chip.toml"
+    again = hil("fit", "chip.h5", "--out", "chip.toml")
+    assert again.exit_code == 2
+    assert "chip.toml exists" in again.stderr
+
+
+def test_weights_go_from_a_run_onto_a_chip_and_are_followed() -> None:
+    assert hil("train", "digits", "--epochs", "4", "--set", "system=float", "--out", "float.h5").exit_code == 0
+    assert hil("export", "float.h5", "--weights", "w.safetensors").exit_code == 0
+    programmed = hil("program", "w.safetensors", "--tester", SMALL, "--experiment", "digits")
+    assert programmed.exit_code == 0, programmed.output
+    assert "converged" in programmed.stdout
+    info = json.loads(hil("info", "w.h5", "--json").stdout)
+    assert (info["state"], info["counts"]["reset"] > 0) == ("completed", True)
+    followed = hil("evaluate", "w.h5", "--times", "25s,1h")
+    assert followed.exit_code == 0, followed.output
+    assert "with drift compensation" in followed.stdout
+    rows = json.loads(hil("evaluate", "w.h5", "--times", "25s,1h", "--overwrite", "--json").stdout)["metrics"]
+    assert [row["time"] for row in rows] == [0, 25, 3600]
+    assert hil("report", "w-evaluated.h5").exit_code == 0
+    assert hil("report", "w.h5").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("fit", "none.h5", "--out", "c.toml"), "there is no such file"),
+        (("fit", "t.h5", "--out", "c.toml"), "holds no staircase study"),
+        (("fit", "t.h5", "--out", "c.txt"), "ends with .toml"),
+        (("evaluate", "none.h5"), "there is no such file"),
+        (("evaluate", "t.h5", "--times", "1h,25s"), "increas"),
+        (("evaluate", "t.h5", "--times", "soon"), "soon"),
+        (("evaluate", "t.h5", "--times", "25s", "--out", "t.h5"), "exists"),
+        (("compare", "t.h5", "none.h5"), "there is no such file"),
+        (("program", "none.safetensors"), "cannot be read as a safetensors file"),
+        (("program", "bad.safetensors"), "cannot be read as a safetensors file"),
+        (("export", "t.h5", "--weights", "t.h5"), "exists"),
+        (("train", "digits", *QUICK, "--tester", "twin:none.toml"), "none.toml cannot be read as a chip"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(arguments: tuple[str, ...], says: str, short_run: Path) -> None:
+    Path("t.h5").write_bytes(short_run.read_bytes())
+    Path("bad.safetensors").write_bytes(b"nothing")
+    result = hil(*arguments)
+    assert result.exit_code == 2, result.output
+    assert says in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert Path("t.h5").read_bytes() == short_run.read_bytes()
