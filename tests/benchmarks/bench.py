@@ -22,6 +22,7 @@ import torch
 from history_bench import report_history
 from runfile_bench import OPERATIONS, log_cost, report_run_file
 from size_bench import report_size
+from studies_bench import report_studies
 from training_bench import REPETITIONS, made_up, report_training, verdict
 from wire_bench import report_wire
 
@@ -80,6 +81,7 @@ def main() -> None:
         report_memory(data_dir, folder)  # first: a child's peak counts what its parent holds when it is started
         report_size()
         report_start()
+        report_studies(folder)
         data = load("mnist", data_dir) if data_dir else made_up(30_000)
         print(f"784-250-10, {data.name} images, one thread; medians of {REPETITIONS} repetitions in turns\n")
         report_training(data, folder)

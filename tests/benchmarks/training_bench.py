@@ -22,7 +22,8 @@ from hil.interrupt import Interrupt
 from hil.loop import Training
 from hil.network import build
 from hil.observers import Silent
-from hil.train import Job, Setup, execute, first_weights, twin_seed
+from hil.session import twin_seed
+from hil.train import Job, Setup, execute, first_weights
 
 REPETITIONS = 5
 TENTH_EPOCH = 0.4 * 0.88**10
@@ -102,7 +103,7 @@ def first_of(data: DataSet, images: int) -> DataSet:
 
 def prepare(settings: Settings, data: DataSet, path: Path) -> tuple[Setup, RunWriter]:
     """A run on a fresh twin, with its log."""
-    raw = None if settings.system == "float" else connect(settings.tester, twin_seed(settings))
+    raw = None if settings.system == "float" else connect(settings.tester, twin_seed(settings.seed))
     identity, capabilities = (None, None) if raw is None else (raw.identify(), raw.capabilities())
     config = {"experiment": "mnist-mlp"} | settings.model_dump(mode="json") | {"log": "full"}
     setup = Setup(Job("mnist-mlp", settings, "", path), data, first_weights(settings, data, capabilities), raw)
@@ -120,7 +121,7 @@ def logged(settings: Settings, data: DataSet, path: Path) -> Rate:
 
 def unlogged(settings: Settings, data: DataSet, aged: float = 0.0) -> Rate:
     """The same without a log; with devices that have aged (s) since they were written."""
-    raw = connect(settings.tester, twin_seed(settings))
+    raw = connect(settings.tester, twin_seed(settings.seed))
     weights = first_weights(settings, data, raw.capabilities())
     setup, observer = Setup(Job("mnist-mlp", settings, "", Path()), data, weights, raw), Counting()
 
