@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from hil.bench import connect, revive
 from hil.config import Settings, stored_settings
 from hil.data.datasets import DataSet
 from hil.data.run import Run
+from hil.durations import check_increasing
 from hil.feedforward import FeedForward
 from hil.images import kept
 from hil.instruments.tester import ArrayTester
@@ -92,18 +92,6 @@ def magnitude(layer: AnalogLinear) -> float:
     return total
 
 
-def check_times(times: Sequence[float]) -> None:
-    """Raise `InputError` for times at which nothing can be evaluated in turn."""
-    if not times:
-        raise InputError("no times: name some, such as 25s,1h,1d")
-    for before, after in pairwise((0.0, *times)):
-        if not before < after <= LATEST:
-            listed = ", ".join(f"{time:g}" for time in times)
-            raise InputError(
-                f"times {listed} s: {after:g} s follows {before:g} s; they must increase, up to {LATEST:g} s"
-            )
-
-
 def evaluate(
     source: Path,
     times: Sequence[float],
@@ -116,7 +104,9 @@ def evaluate(
     The chip of a twin that ran in process is taken from the file, and a copy of it ages; a tester that outlives the
     process is asked itself, at `place.tester`. Raises `InputError` before anything is sent where that cannot be.
     """
-    check_times(times)
+    check_increasing(tuple(times))
+    if times[-1] > LATEST:
+        raise InputError(f"time {times[-1]:g} s is beyond the latest that is evaluated, {LATEST:g} s")
     with Run.open(source) as run:
         settings = network_settings(run)
         data = kept(run, settings, data_dir)

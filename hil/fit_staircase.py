@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from scipy.special import log_ndtr, ndtr, ndtri
 
 from hil.fit_reads import Noise
@@ -127,7 +128,7 @@ def guess(levels: Levels, memory: float) -> Floats:
 
 def residuals(theta: Floats, levels: Levels, rng: np.random.Generator) -> Floats:
     """(pulses, cells): where cells were stopped, at random below the largest possible."""
-    residual = follow(theta[None], levels).residual[0]
+    residual: Floats = follow(theta[None], levels).residual[0]
     stopped = levels.mean[1:] < levels.limit
     residual[stopped] = ndtri(ndtr(residual[stopped]) * (1 - rng.random(stopped.sum())))
     return residual
@@ -140,7 +141,8 @@ def follow(theta: Floats, levels: Levels) -> Followed:
     slope, offset, mean_memory, spread_slope, spread_offset, spread_memory, memory, variance = theta.T[:, :, None]
     points, pulses, cells = len(theta), len(levels.mean) - 1, levels.mean.shape[1]
     residual, loglik = np.empty((points, pulses, cells)), np.zeros((points, cells))
-    (g, gg), s, ss, gs = levels.reset, 1.0, variance, 0.0  # means of conductance and scale, and their covariance
+    g, gg = levels.reset  # mean and variance of the conductance
+    s, ss, gs = np.ones(1), variance, np.zeros(1)  # of the scale, and their covariance
     for n in range(1, pulses + 1):
         mean, error = levels.mean[n], levels.error[n]
         fade = np.exp(-n / np.exp(memory))
@@ -165,7 +167,7 @@ def follow(theta: Floats, levels: Levels) -> Followed:
     return Followed(residual, loglik)
 
 
-def _judge(z: Floats, stopped: Floats) -> tuple[Floats, Floats, Floats]:
+def _judge(z: Floats, stopped: npt.NDArray[np.bool_]) -> tuple[Floats, Floats, Floats]:
     """What a reading at `z` (points, cells), or somewhere below for `stopped` cells (cells,), tells of a standard
     normal: its mean, how much of its variance is gone, and the log-likelihood.
     """

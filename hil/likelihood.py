@@ -78,14 +78,20 @@ def score(loglik: LogLikelihood, value: Floats) -> Floats:
 
 def resample(estimate: Estimate, rng: np.random.Generator) -> Floats:
     """One-step bootstrap over cells (RESAMPLES, parameters): with each resample of the cells, one scoring step from the
-    estimate instead of a new fit. Draws are cut at the ends of the ranges. A parameter that no cell depends on may lie
-    anywhere in its range.
+    estimate instead of a new fit.
+
+    Where the likelihood still rises beyond an end of a range, the step begins there, but no more than a standard error
+    away, and is cut at the end: so the interval covers as often as it should, and holds the estimate. A parameter that
+    no cell depends on may lie anywhere in its range.
     """
-    scores, cells = estimate.scores - estimate.scores.mean(0), len(estimate.scores)
-    sums = np.stack([scores[rng.integers(cells, size=cells)].sum(0) for _ in range(RESAMPLES)])
     seen = estimate.scores.any(0)
+    scores, cells = estimate.scores[:, seen], len(estimate.scores)
+    slope = scores.sum(0)
+    beyond = _solve(scores, slope, 1e-9)
+    centred = scores - slope / cells
+    sums = np.stack([centred[rng.integers(cells, size=cells)].sum(0) for _ in range(RESAMPLES)])
     draws = np.tile(estimate.value, (RESAMPLES, 1))
-    draws[:, seen] += _solve(estimate.scores[:, seen], sums[:, seen].T, 1e-9).T
+    draws[:, seen] += beyond / max(1.0, float(np.sqrt(slope @ beyond))) + _solve(scores, sums.T, 1e-9).T
     anywhere = ~seen & np.isfinite(estimate.low) & np.isfinite(estimate.high)
     draws[:, anywhere] = np.linspace(estimate.low[anywhere], estimate.high[anywhere], RESAMPLES)
     return np.clip(draws, estimate.low, estimate.high)

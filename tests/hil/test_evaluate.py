@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from hil.data.run import Run
-from hil.evaluate import check_times, evaluate, place_of
+from hil.evaluate import evaluate, place_of
 from hil.procedure import Place
 from hil.program_weights import program_weights
 from hil.programming import Verify
@@ -112,17 +112,20 @@ def test_a_chip_behind_a_port_is_asked_itself(make_job: Callable[..., Job], serv
     ("times", "error"),
     [
         ((), "no times"),
-        ((25.0, 25.0), "25 s follows 25 s; they must increase"),
-        ((3600.0, 25.0), "25 s follows 3600 s"),
-        ((0.0, 25.0), "0 s follows 0 s"),
-        ((-1.0,), "-1 s follows 0 s"),
-        ((float("nan"),), "nan s follows"),
-        ((1e10,), "1e\\+10 s follows"),
+        ((25.0, 25.0), "25 s comes after 25 s: give times that increase"),
+        ((3600.0, 25.0), "25 s comes after 3600 s"),
+        ((0.0, 25.0), "0 s is not after 0"),
+        ((-1.0,), "-1 s is not after 0"),
+        ((float("nan"),), "nan s is not after 0"),
+        ((1e10,), r"1e\+10 s is beyond the latest"),
     ],
 )
-def test_times_that_do_not_increase_are_refused(times: tuple[float, ...], error: str) -> None:
+def test_times_that_do_not_increase_are_refused(
+    times: tuple[float, ...], error: str, short_run: Path, tmp_path: Path
+) -> None:
     with pytest.raises(InputError, match=error):
-        check_times(times)
+        evaluate(short_run, times, Place("twin:", tmp_path / "e.h5"))
+    assert not (tmp_path / "e.h5").exists()
 
 
 def test_runs_without_a_network_on_devices_are_refused(

@@ -36,7 +36,9 @@ def test_a_maximum_beyond_the_range_is_at_its_end_and_told() -> None:
     found = maximise(normal, np.array([0.5, 0.0]), -ANY, np.array([1.5, np.inf]))
     assert found.value[0] == 1.5
     assert found.value[1] == pytest.approx(np.log(np.sqrt(np.mean((SAMPLE - 1.5) ** 2))), abs=1e-3)
-    assert (resample(found, np.random.default_rng(1))[:, 0] <= 1.5).all()
+    draws = resample(found, np.random.default_rng(1))[:, 0]
+    assert draws.max() == 1.5
+    assert 1.35 < draws.min() < 1.47
     assert [line[:28] for line in faults(found, ("mean", "spread"))] == ["mean is at the upper end of "]
 
 
