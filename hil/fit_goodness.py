@@ -109,7 +109,7 @@ def warnings(goodness: Goodness, cells: int) -> list[str]:
 
 
 def _of_steps(g: Goodness, cells: int) -> list[str]:
-    limit = _ks_limit(cells)
+    limit = ks_limit(cells)
     found = []
     if g.ks[0] > limit:
         found.append(f"RESET levels are not normal: KS distance {g.ks[0]:.3f}, expected below {limit:.3f}")
@@ -145,7 +145,7 @@ def _of_reads(g: Goodness) -> list[str]:
 
 
 def _of_drift(g: Goodness) -> list[str]:
-    limit, found = _ks_limit(g.drifting), []
+    limit, found = ks_limit(g.drifting), []
     if g.nu_ks > limit:
         found.append(f"drift exponents are not normal: KS distance {g.nu_ks:.3f}, expected below {limit:.3f}")
     if abs(g.bend) > ERRORS:
@@ -153,7 +153,7 @@ def _of_drift(g: Goodness) -> list[str]:
     return found
 
 
-def _ks_limit(cells: int) -> float:
+def ks_limit(cells: int) -> float:
     return max(KS_LIMIT / float(np.sqrt(cells)), KS_TOLERATED)
 
 

@@ -10,8 +10,8 @@ from scipy.special import ndtri
 
 import hil.report_facts as facts
 from hil.findings import Findings, Part, write_findings
-from hil.fit_goodness import Bins
-from hil.fit_goodness import _ks_limit as ks_limit
+from hil.fit_goodness import Bins, ks_limit
+from hil.fit_goodness import Bins, ks_limit
 from hil.fitted_chip import FittedChip
 from hil.measured import Floats
 from hil.mock_hw.array import Chip
