@@ -154,6 +154,7 @@ def _of_drift(g: Goodness) -> list[str]:
 
 
 def ks_limit(cells: int) -> float:
+    """Largest Kolmogorov-Smirnov distance of so many cells that counts as chance, or as good enough."""
     return max(KS_LIMIT / float(np.sqrt(cells)), KS_TOLERATED)
 
 

@@ -6,12 +6,10 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
-from scipy.special import ndtri
 
 import hil.report_facts as facts
 from hil.findings import Findings, Part, write_findings
-from hil.fit_goodness import Bins, ks_limit
-from hil.fit_goodness import Bins, ks_limit
+from hil.fit_goodness import NORMAL_SCORES, Bins, ks_limit
 from hil.fitted_chip import FittedChip
 from hil.measured import Floats
 from hil.mock_hw.array import Chip
@@ -104,13 +102,12 @@ def _quantiles(found: FittedChip) -> Picture:
 
 def quantile_figure(values: Mapping[str, Floats], source: str) -> Figure:
     """Quantiles from 1 to 99 % over those of a standard normal, for each label."""
-    normal = ndtri(np.arange(1, 100) / 100)
     colours = mpl.colormaps["viridis_r"](np.linspace(0.12, 1, len(values)))
     with mpl.rc_context(STYLE):
         figure, (axes,) = new_figure(source)
-        axes.plot(normal, normal, color=GREY, lw=1, ls=(0, (6, 2)))
+        axes.plot(NORMAL_SCORES, NORMAL_SCORES, color=GREY, lw=1, ls=(0, (6, 2)))
         for colour, (label, quantiles) in zip(colours, values.items(), strict=True):
-            axes.plot(normal, quantiles, ".", ms=3, color=colour, label=label)
+            axes.plot(NORMAL_SCORES, quantiles, ".", ms=3, color=colour, label=label)
         axes.set(xlabel="quantiles of a standard normal", ylabel="quantiles of the residuals")
         legend_if_short(axes, len(values))
     return figure
