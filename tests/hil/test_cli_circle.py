@@ -1,6 +1,7 @@
 """From a chip to its twin at the command line: characterize, fit, train, evaluate, compare, program."""
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -102,3 +103,22 @@ def test_what_cannot_be_done_is_one_line(arguments: tuple[str, ...], says: str, 
     assert says in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert Path("t.h5").read_bytes() == short_run.read_bytes()
+
+
+@pytest.mark.parametrize("command", ["program", "evaluate"])
+def test_ctrl_c_ends_between_two_steps_with_the_file_whole(
+    command: str, short_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("t.h5").write_bytes(short_run.read_bytes())
+    assert hil("export", "t.h5", "--weights", "w.safetensors").exit_code == 0
+    monkeypatch.setattr("hil.display.Display.steps", lambda *_: signal.raise_signal(signal.SIGINT))
+    arguments = ["w.safetensors", "--tester", SMALL] if command == "program" else ["t.h5", "--times", "25s,1h"]
+    result = hil(command, *arguments, "--out", "cut.h5")
+    assert result.exit_code == 130, result.output
+    assert result.stderr.splitlines()[-1] == "Interrupted. cut.h5 holds what was done."
+    shown = json.loads(hil("info", "cut.h5", "--json").stdout)
+    assert shown["state"] == "interrupted"
+    assert shown["operations"] > 0
+    again = hil("resume", "cut.h5")
+    assert (again.exit_code, len(again.stderr.splitlines())) == (2, 1)
+    assert "cannot be resumed: do it again" in again.stderr
