@@ -11,7 +11,8 @@ import h5py
 import numpy as np
 
 from hil.data.column_reader import ColumnReader, data_errors
-from hil.data.columns import Values, reason
+from hil.data.columns import Values, let_go, open_file, reason
+from hil.data.journal import JournaledFile
 from hil.data.run import Run
 from hil.protocols.errors import InputError, StorageError
 
@@ -33,17 +34,43 @@ def copy_portable(path: Path, out: Path) -> None:
     """
     if os.path.lexists(out):
         raise InputError(f"{out} exists: choose another name for the copy")
-    with Run.open(path), h5py.File(path, "r") as source, _new_file(out) as target:  # Run refuses what is no run file
-        _copy_group(source, target)
+    with Run.open(path), h5py.File(path, "r") as source, _new_file(out) as copy:  # Run refuses what is no run file
+        _copy_group(source, copy.file, copy)
+
+
+class _Copy:
+    """The copy while it is written: through memory, because HDF5 may crash on a full disk."""
+
+    def __init__(self, place: Path) -> None:
+        self._journal = JournaledFile(place, True)
+        self.file = open_file(self._journal, True)
+
+    def written(self) -> None:
+        """To be called often: brings what is in memory to the disk. Raises OSError where that does not take it."""
+        if self._journal.full:
+            self._journal.commit()
+
+    def finish(self) -> None:
+        """Write the rest. Raises OSError."""
+        self.file.close()
+        self._journal.commit()
+
+    def close(self) -> None:
+        """Let go of the file."""
+        let_go(self._journal, self.file)
 
 
 @contextmanager
-def _new_file(out: Path) -> Iterator[Any]:
-    """An HDF5 file that becomes `out` at the end, or vanishes on an error."""
+def _new_file(out: Path) -> Iterator[_Copy]:
+    """A file that becomes `out` at the end, or vanishes on an error."""
     place = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
     try:
-        with h5py.File(place, "x", rdcc_nbytes=0) as file:  # without a cache, a full disk shows at once
-            yield file
+        copy = _Copy(place)
+        try:
+            yield copy
+            copy.finish()
+        finally:
+            copy.close()
         os.replace(place, out)
     except (OSError, RuntimeError) as error:
         raise StorageError(f"{out}: cannot be written ({reason(error)}): make room or choose another disk") from error
@@ -51,17 +78,17 @@ def _new_file(out: Path) -> Iterator[Any]:
         place.unlink(missing_ok=True)
 
 
-def _copy_group(source: Any, target: Any) -> None:
+def _copy_group(source: Any, target: Any, copy: _Copy) -> None:
     _copy_attributes(source, target)
     with data_errors(source.file.filename, source.name):
         items = dict(source.items())
     for name, item in items.items():
         if isinstance(item, h5py.Dataset):
-            _copy_dataset(item, target, name)
+            _copy_dataset(item, target, name, copy)
         elif _is_column(item):
-            _copy_column(item, target.create_group(name))
+            _copy_column(item, target.create_group(name), copy)
         else:
-            _copy_group(item, target.create_group(name))
+            _copy_group(item, target.create_group(name), copy)
 
 
 def _is_column(group: Any) -> bool:
@@ -69,21 +96,21 @@ def _is_column(group: Any) -> bool:
     return not free and all(isinstance(group.get(name), h5py.Dataset) for name in COLUMN)
 
 
-def _copy_column(source: Any, target: Any) -> None:
+def _copy_column(source: Any, target: Any, copy: _Copy) -> None:
     column = ColumnReader(source)
     length = len(column)
     _copy_attributes(source, target)
     values = target.create_dataset(
         "values", (length,), column.dtype, maxshape=(None,), chunks=source["values"].chunks, **BUILT_IN
     )
-    _copy_blocks(lambda part: column[part], values)
+    _copy_blocks(lambda part: column[part], values, copy)
     target.create_dataset("tail", (0,), column.dtype)
     target.create_dataset("tail_range", data=np.array([length, length], np.int64))
     for name in COLUMN:
         _copy_attributes(source[name], target[name])
 
 
-def _copy_dataset(source: Any, target: Any, name: str) -> None:
+def _copy_dataset(source: Any, target: Any, name: str, copy: _Copy) -> None:
     filename, path = source.file.filename, source.name
 
     def load(part: Any) -> Any:
@@ -91,15 +118,15 @@ def _copy_dataset(source: Any, target: Any, name: str) -> None:
             return source[part]
 
     if source.size is None or source.size <= 1:
-        copy = target.create_dataset(name, data=load(()), dtype=source.dtype)
+        new = target.create_dataset(name, data=load(()), dtype=source.dtype)
     else:
         options = {"chunks": source.chunks or True, "maxshape": source.maxshape, **BUILT_IN}
-        copy = target.create_dataset(name, source.shape, source.dtype, **options)
-        _copy_blocks(load, copy)
-    _copy_attributes(source, copy)
+        new = target.create_dataset(name, source.shape, source.dtype, **options)
+        _copy_blocks(load, new, copy)
+    _copy_attributes(source, new)
 
 
-def _copy_blocks(load: Callable[[slice], Values], target: Any) -> None:
+def _copy_blocks(load: Callable[[slice], Values], target: Any, copy: _Copy) -> None:
     """Fill a chunked dataset along its first axis, by whole chunks: none is compressed twice."""
     row_bytes = target.dtype.itemsize * int(np.prod(target.shape[1:]))
     chunk = target.chunks[0]
@@ -107,6 +134,7 @@ def _copy_blocks(load: Callable[[slice], Values], target: Any) -> None:
     for start in range(0, len(target), step):
         part = slice(start, min(start + step, len(target)))
         target[part] = load(part)
+        copy.written()
 
 
 def _copy_attributes(source: Any, target: Any) -> None:
