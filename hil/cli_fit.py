@@ -37,6 +37,10 @@ def fit(runs: tuple[Path, ...], out: Path, overwrite: bool, report: Path | None,
     if os.path.exists(out) and not overwrite:
         raise InputError(f"{out} exists: choose another name, or give --overwrite to replace it")
     from hil.fitted_chip import fit_runs, save_chip
+    from hil.pages import check_place
+
+    if report is not None:
+        check_place(report)
 
     found = fit_runs(runs, seed)
     save_chip(found, out)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 @click.option(
     "--experiment", help="What the network belongs to: its accuracy is measured, and `hil evaluate` knows it."
 )
+@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a setting of the experiment.")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Folder that holds mnist/ and other data sets.")
 @click.option("--margin", type=float, help="S by which a device may read off its target; default: 0.8e-6.")
 @click.option("--iterations", type=int, help="Most readings and pulses of a device; default: 20.")
@@ -35,6 +36,7 @@ def program(
     out: Path | None,
     overwrite: bool,
     experiment: str | None,
+    changes: tuple[str, ...],
     data_dir: Path | None,
     seed: int,
     durable: bool,
@@ -44,7 +46,8 @@ def program(
     """Write the linear layers in WEIGHTS, a safetensors file, onto a chip by program-and-verify.
 
     NAME.weight and NAME.bias are a layer, as in torch's state_dict of a stack of layers. The largest weight of a layer
-    becomes 8 uS.
+    becomes 8 uS. The activations are those of the experiment: a network of others needs --set activation=relu or
+    --set output=linear.
 
     \b
     Example:
@@ -62,7 +65,7 @@ def program(
     place = Place(tester, out or weights.with_suffix(".h5"), seed, overwrite, durable, tuple(sys.argv))
     display = Display(quiet=as_json)
     with display.progress_of(f"{weights} onto {tester} -> {place.out}"):
-        outcome = program_weights(weights, place, how, experiment, data_dir, display)
+        outcome = program_weights(weights, place, how, experiment, changes, data_dir, display)
     _show(outcome, as_json, programmed_table)
 
 

@@ -13,7 +13,8 @@ from hil.measured import Floats, Reads
 from hil.protocols.errors import InputError
 from hil.report_facts import Kind, kind_of
 from hil.series import moments, read_log
-from hil.study_data import drift_of, staircase_of
+from hil.study_data import drift_of, reads_of, rows_of, staircase_of, studies_of
+from hil.tables import duration
 
 NOTICEABLE = 0.05
 """Distance of two distributions below which they count as one. CHOSEN: for most purposes 5 % of the devices are few."""
@@ -101,10 +102,13 @@ def compare(first: Path, second: Path) -> Comparison:
     common.
     """
     with Run.open(first) as a, Run.open(second) as b:
-        series = [one for find in (_staircase, _drift, _training) for one in find(a, b)]
+        series = [one for find in (_staircase, _drift, _others, _training) for one in find(a, b)]
         fractions = _fractions(a, b)
         if not series and not fractions:
-            raise InputError(f"{first} and {second} have nothing in common: compare runs of the same kind")
+            raise InputError(
+                f"{first} and {second} hold nothing that could be compared: training runs, evaluations, or studies of "
+                "reads in both"
+            )
         labels = (f"{first.stem} ({a.tester_kind})", f"{second.stem} ({b.tester_kind})")
         kinds = [(run.path.name, kind_of(run)) for run in (a, b)]
         return Comparison(labels, kinds, series, [_distances(one) for one in series], fractions)
@@ -168,6 +172,16 @@ def _clear(reads: Reads) -> Any:
     return reads.mean[0] > 10 * np.sqrt(np.nanmean(reads.variance[0]) / reads.count)
 
 
+def _others(a: Run, b: Run) -> Iterator[Series]:
+    """What other studies of both read, measurement by measurement."""
+    for study in studies_of(a):
+        if study in studies_of(b) and study not in ("staircase", "drift", "linearity", "stuck"):
+            found = [reads_of(run, rows_of(run, study)).mean for run in (a, b)]
+            steps = range(min(len(one) for one in found))
+            labels = [f"measurement {step + 1}" for step in steps]
+            yield _series(f"conductance in the study {study}", "S", "measurement", labels, found, [steps, steps])
+
+
 def _series(
     name: str, unit: str, step: str, labels: Sequence[str], values: Sequence[Floats], rows: Sequence[Sequence[int]]
 ) -> Series:
@@ -222,7 +236,10 @@ def _fractions(a: Run, b: Run) -> list[Fraction]:
     shared, i, j = np.intersect1d(a.metrics[key], b.metrics[key], return_indices=True)
     return [
         Fraction(
-            name.replace("_", " "), f"{key} {step:g}", (values[0], values[1]), _error(values, _images(a), _images(b))
+            name.replace("_", " "),
+            duration(step) if key == "time" else f"{key} {step:g}",
+            (values[0], values[1]),
+            _error(values, _images(a), _images(b)),
         )
         for name in names
         for step, *values in zip(shared, a.metrics[name][i].tolist(), b.metrics[name][j].tolist(), strict=True)

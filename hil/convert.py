@@ -8,7 +8,9 @@ from torch import nn
 from hil.instruments.tester import ArrayTester
 from hil.layers import BACKWARD_RANGE, FORWARD_RANGE, AnalogLinear
 from hil.mapping import floorplan
+from hil.products import covered
 from hil.protocols.errors import InputError
+from hil.protocols.messages import MvmMode
 from hil.writing import Verified, Writer
 
 
@@ -23,9 +25,9 @@ def convert(
     """A copy of the model with an `AnalogLinear` in place of each `nn.Linear`, its weights programmed and verified.
 
     The largest weight of a layer becomes 8 uS; what no tester computes (activations, convolutions) stays on the host.
-    `write` is another way to write; a `Verified` of your own keeps the reports. Raises `InputError`, before anything is
-    sent, for a model without linear layers, with weights that are not finite, or too
-    large for the chip.
+    `write` is another way to write; a `Verified` of your own keeps the reports. `forward_range` and `backward_range`
+    are those of `AnalogLinear`, or the tester's largest for a layer of small weights. Raises `InputError`, before
+    anything is sent, for a model without linear layers, with weights that are not finite, or too large for the chip.
     """
     linear = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
     if not linear:
@@ -65,12 +67,15 @@ def scale_of(matrix: torch.Tensor) -> float:
 def analog(
     matrix: torch.Tensor, tester: ArrayTester, write: Writer, forward_range: float, backward_range: float
 ) -> AnalogLinear:
-    """The layer with these weights (inputs + 1, outputs) on a tester."""
+    """The layer with these weights (inputs + 1, outputs) on a tester, whose ranges are as large as it can."""
+    scale, c = scale_of(matrix), tester.capabilities()
+    if c.mvm == MvmMode.ANALOG:
+        forward_range, backward_range = (covered(wanted, scale, c) for wanted in (forward_range, backward_range))
     return AnalogLinear(
         matrix.shape[0] - 1,
         matrix.shape[1],
         tester,
-        scale=scale_of(matrix),
+        scale=scale,
         initial_weights=matrix,
         forward_range=forward_range,
         backward_range=backward_range,

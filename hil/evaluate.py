@@ -23,6 +23,7 @@ from hil.placed import kept_memory, placed_layers
 from hil.procedure import Bench, Outcome, Place, Steps, perform
 from hil.protocols.errors import InputError
 from hil.protocols.messages import Capabilities
+from hil.resume import last_id
 from hil.session import outlives, released_on_error, twin_seed
 
 CALIBRATIONS = 16
@@ -43,6 +44,8 @@ class Evaluation:
     settings: Settings
     data: DataSet
     times: tuple[float, ...]
+    doubt: str = ""
+    """Why the chip may hold something else by now."""
     name = "evaluate"
 
     def config(self) -> dict[str, Any]:
@@ -55,6 +58,9 @@ class Evaluation:
         """Nothing depends on more than the chip being that of the run."""
 
     def run(self, bench: Bench) -> None:
+        if self.doubt:
+            bench.log.message(self.doubt)
+            bench.observer.finding(self.doubt)
         layers = placed_layers(self.run_file, self.settings, bench.tester)
         before = [magnitude(layer) for layer in layers]
         began_ns = bench.tester.time_ns()
@@ -110,8 +116,8 @@ def evaluate(
     with Run.open(source) as run:
         settings = network_settings(run)
         data = kept(run, settings, data_dir)
-        raw = _chip(run, place.tester)
-        return perform(Evaluation(run, settings, data, tuple(times)), place, raw, observer)
+        raw, doubt = _chip(run, place.tester)
+        return perform(Evaluation(run, settings, data, tuple(times), doubt), place, raw, observer)
 
 
 def network_settings(run: Run) -> Settings:
@@ -127,17 +133,31 @@ def network_settings(run: Run) -> Settings:
     return stored_settings(run.config["network"], str(run.path))
 
 
-def _chip(run: Run, uri: str) -> ArrayTester:
-    """The run's chip, as the run left it."""
+def _chip(run: Run, uri: str) -> tuple[ArrayTester, str]:
+    """The run's chip, and why it may not be as the run left it."""
     if not run.start.outlives:
-        return revive("twin:", kept_memory(run))
+        return revive("twin:", kept_memory(run)), ""
     raw = connect(uri, twin_seed(run.start.seed))
     with released_on_error(raw):
-        found = raw.identify().chip
-        if not outlives(raw) or run.identity is None or found != run.identity.chip:
-            was = "" if run.identity is None else run.identity.chip
+        if not outlives(raw):
+            raise InputError(
+                f"{run.path} was made on a tester that outlives the process, and {uri} does not: serve the chip, and "
+                "name that address with --tester"
+            )
+        was, found = run.identity.chip if run.identity else "", raw.identify().chip
+        if found != was:
             raise InputError(f"{run.path} was made on chip {was}; at {uri} is chip {found}")
-    return raw
+        return raw, _used_since(run, raw)
+
+
+def _used_since(run: Run, raw: ArrayTester) -> str:
+    last = last_id(run)
+    try:
+        if last is not None:
+            raw.continue_after(last)
+    except InputError as error:
+        return f"the chip may hold other weights than those of {run.path}: {error}"
+    return ""
 
 
 def place_of(source: Path, tester: str | None, out: Path | None, overwrite: bool, argv: tuple[str, ...]) -> Place:

@@ -100,7 +100,7 @@ def lower_end(pulsed: Floats, noise: Noise, count: int) -> tuple[float, float]:
     near = pulsed < end + width
     above = (pulsed < end + 3 * width) & ~near
     dense = near.sum() > FEW + 2 * above.sum() and near[1:].any()
-    return (end, end + width) if dense else (0.0, -np.inf)
+    return (max(end, 0.0), end + width) if dense else (0.0, -np.inf)
 
 
 def fit_steps(levels: Levels) -> Estimate:

@@ -1,6 +1,7 @@
 """From the studies in run files to a chip file: a twin with the tester's figures and the fitted cells."""
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -8,12 +9,12 @@ from typing import TypeVar
 from hil.data.run import Run
 from hil.fit import Fitted, fit
 from hil.measured import Drift, Staircase
-from hil.mock_hw.chips import ChipParameters, check
+from hil.mock_hw.chips import ChipParameters, check, check_range
 from hil.mock_hw.chiptoml import save
 from hil.mock_hw.parameters import PcmParameters
 from hil.protocols.errors import InputError
 from hil.protocols.messages import Capabilities, MvmMode, Operation, Readings, TesterKind
-from hil.study_data import drift_of, staircase_of
+from hil.study_data import drift_of, staircase_of, studies_of
 
 Study = TypeVar("Study", Staircase, Drift)
 BASES = {MvmMode.ANALOG: "pcm-analog", MvmMode.NONE: "pcm-90nm"}
@@ -35,22 +36,27 @@ class FittedChip:
 
 
 def fit_runs(paths: Sequence[Path], seed: int = 0) -> FittedChip:
-    """Fit the staircase and drift studies in run files of one chip. Raises `InputError` where they are not there."""
-    staircase, source = _study(paths, staircase_of)
-    drift, other = _study(paths, drift_of)
-    with Run.open(source) as run, Run.open(other) as second:
-        if run.identity is None or second.identity is None or run.capabilities is None:
-            raise InputError(f"{source} names no tester, so nobody knows what was measured")
-        if run.identity.chip != second.identity.chip:
+    """Fit the one staircase and the one drift study in run files of one chip. Raises `InputError` where there are
+    others, or files without a use.
+    """
+    with ExitStack() as opened:
+        runs = [opened.enter_context(Run.open(path)) for path in paths]
+        (source, staircase), (other, drift) = _study(runs, "staircase", staircase_of), _study(runs, "drift", drift_of)
+        for run in runs:
+            if run not in (source, other):
+                raise InputError(f"{run.path} is of no use to the fit, which has its studies from the others")
+        if source.identity is None or other.identity is None or source.capabilities is None:
+            raise InputError(f"{source.path} names no tester, so nobody knows what was measured")
+        chips = source.identity.chip, other.identity.chip
+        if chips[0] != chips[1]:
             raise InputError(
-                f"{source} was measured on chip {run.identity.chip}, {other} on {second.identity.chip}: "
-                "a fit is one of one chip"
+                f"{source.path} was measured on chip {chips[0]}, {other.path} on {chips[1]}: a fit is one of one chip"
             )
         fitted = fit(staircase, drift, seed)
-        chip = _chip(run.capabilities, _first_reading(run), fitted)
-        files = " and ".join(dict.fromkeys(path.name for path in (source, other)))
-        kind = run.identity.kind
-        measured = f"{run.identity.vendor} {run.identity.model}, chip {run.identity.chip} ({kind}), {files}"
+        chip = _chip(source.capabilities, _first_reading(source), fitted)
+        files = " and ".join(dict.fromkeys(run.path.name for run in (source, other)))
+        kind = source.identity.kind
+        measured = f"{source.identity.vendor} {source.identity.model}, chip {chips[0]} ({kind}), {files}"
     return FittedChip(fitted, staircase, chip, measured, kind, f"{kind} data, {files}")
 
 
@@ -61,16 +67,14 @@ def save_chip(found: FittedChip, path: Path) -> None:
     save(path, found.chip, BASES[found.chip.mvm], found.fitted.intervals, "\n".join(lines))
 
 
-def _study(paths: Sequence[Path], load: Callable[[Run], Study]) -> tuple[Study, Path]:
-    """The study in the first file that holds it."""
-    missing: InputError | None = None
-    for path in paths:
-        with Run.open(path) as run:
-            try:
-                return load(run), path
-            except InputError as error:
-                missing = missing or error
-    raise missing or InputError("a fit needs a run file with studies: hil characterize makes one")
+def _study(runs: Sequence[Run], name: str, load: Callable[[Run], Study]) -> tuple[Run, Study]:
+    """The study in the one file that holds it."""
+    holders = [run for run in runs if name in studies_of(run)]
+    if len(holders) > 1:
+        files = " and ".join(str(run.path) for run in holders)
+        raise InputError(f"{files} both hold a {name} study: a fit takes one, of as many cells as you like")
+    run = holders[0] if holders else runs[0]
+    return run, load(run)
 
 
 def _first_reading(run: Run) -> Readings:
@@ -88,6 +92,8 @@ def _chip(c: Capabilities, reading: Readings, fitted: Fitted) -> ChipParameters:
     """
     if c.mvm not in BASES:
         raise InputError(f"the tester multiplies with {c.mvm} inputs, which no twin does")
+    for name, value in fitted.parameters.items():
+        check_range(name, value, f"{value:g}")
     chip = ChipParameters(
         arrays=c.arrays,
         rows=c.rows,

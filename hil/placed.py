@@ -11,8 +11,9 @@ from hil.layers import AnalogLinear
 from hil.loop import CHIP, Log
 from hil.mapping import floorplan
 from hil.pairs import UNIT
+from hil.products import covered
 from hil.protocols.errors import InputError
-from hil.protocols.messages import Cells
+from hil.protocols.messages import Cells, MvmMode
 from hil.writing import untouched
 
 STUCK = "stuck"
@@ -68,14 +69,18 @@ def placed_layers(run: Run, settings: Settings, tester: ArrayTester) -> list[Ana
 def _placed(run: Run, name: str, settings: Settings, tester: ArrayTester) -> AnalogLinear:
     snapshot = run.snapshot(name)
     rows, columns = int(snapshot.attrs["rows"]), int(snapshot.attrs["columns"])
+    scale, ranges = float(snapshot.attrs["scale"]), (settings.forward_range, settings.backward_range)
+    c = tester.capabilities()
+    if c.mvm == MvmMode.ANALOG:
+        ranges = covered(ranges[0], scale, c), covered(ranges[1], scale, c)
     layer = AnalogLinear(
         rows - 1,
         columns,
         tester,
-        scale=float(snapshot.attrs["scale"]),
+        scale=scale,
         initial_weights=torch.zeros(rows, columns),
-        forward_range=settings.forward_range,
-        backward_range=settings.backward_range,
+        forward_range=ranges[0],
+        backward_range=ranges[1],
         reread_images=settings.reread_images,
         write=untouched,
     )

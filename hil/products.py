@@ -172,6 +172,11 @@ def gain_for(output: float, scale: float, capabilities: Capabilities) -> int:
     return int(enough[0])
 
 
+def covered(output: float, scale: float, capabilities: Capabilities) -> float:
+    """`output`, or what the tester's largest range covers for a layer of this scale, if that is less."""
+    return min(output, capabilities.mvm_ranges[-1] * weight_per_ampere(scale, capabilities))
+
+
 def weight_per_ampere(scale: float, capabilities: Capabilities) -> float:
     """Weight units of output per A, at full-scale input, for a layer of this scale."""
     return scale / (UNIT * capabilities.read_voltage)

@@ -10,7 +10,7 @@ import torch
 
 from hil.bench import connect
 from hil.config import Settings, load_settings
-from hil.convert import analog, scale_of
+from hil.convert import analog
 from hil.data.datasets import DataSet
 from hil.feedforward import FeedForward
 from hil.images import chosen, keep
@@ -22,10 +22,9 @@ from hil.pairs import UNIT
 from hil.passes import accuracy
 from hil.placed import keep_chip, keep_layer
 from hil.procedure import Bench, Outcome, Place, Steps, perform
-from hil.products import gain_for
 from hil.programming import Convergence, Verify, reach_of
 from hil.protocols.errors import InputError
-from hil.protocols.messages import Capabilities, MvmMode
+from hil.protocols.messages import Capabilities
 from hil.session import twin_seed
 from hil.weights import read_weights
 from hil.writing import Verified
@@ -75,8 +74,6 @@ class ProgramWeights:
         plan = Floorplan(capabilities)
         for matrix in self.layers.values():
             plan.place(*matrix.shape)
-            if capabilities.mvm == MvmMode.ANALOG:
-                gain_for(self._ranges[0], scale_of(matrix), capabilities)
         if reach_of(capabilities) < UNIT:
             reach = f"{reach_of(capabilities):.3g} S"
             raise InputError(f"SET pulses reach {reach}, and the largest weight of a layer is to become {UNIT:g} S")
@@ -109,13 +106,16 @@ def program_weights(
     place: Place,
     how: Verify,
     experiment: str | None = None,
+    changes: Sequence[str] = (),
     data_dir: Path | None = None,
     observer: Steps = SILENT,
 ) -> Outcome:
-    """Write the weights in a safetensors file. Raises `InputError` before anything is sent where that cannot be."""
+    """Write the weights in a safetensors file; `changes` are those of the experiment's settings. Raises `InputError`
+    before anything is sent where that cannot be.
+    """
     layers, network = read_weights(source), None
     if experiment is not None:
-        settings, _ = load_settings(experiment, ())
+        settings, _ = load_settings(experiment, changes)
         network = Network(experiment, settings, chosen(settings, data_dir))
     procedure = ProgramWeights(str(source), layers, how, network)
     return perform(procedure, place, connect(place.tester, twin_seed(place.seed)), observer)

@@ -151,7 +151,7 @@ def _tester(run: Run, uri: str) -> ArrayTester:
 
 def _outliving(run: Run, uri: str) -> ArrayTester:
     """The tester, as it was left, with at most one operation that the log does not know."""
-    last = _last_id(run)
+    last = last_id(run)
     _check_products(run)
     raw = connect(uri, twin_seed(int(run.config["seed"])))
     if not outlives(raw):
@@ -166,7 +166,7 @@ def _outliving(run: Run, uri: str) -> ArrayTester:
     return raw
 
 
-def _last_id(run: Run) -> int | None:
+def last_id(run: Run) -> int | None:
     """The last operation id that the log knows; None where nothing was done yet."""
     ids = run.operations["op_id"][: run.operations.rows]
     known = ids[ids != NONE]

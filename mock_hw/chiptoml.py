@@ -1,6 +1,6 @@
 """A chip described by a TOML file: what it changes of a named chip.
 
-    base = "pcm-analog"    # the default is pcm-90nm
+    base = "pcm-analog"
     rows = 256
 
     [cell]
@@ -20,8 +20,6 @@ from hil.mock_hw.chipfile import replace_file
 from hil.mock_hw.chips import CHIPS, CHOICES, ChipParameters, check, check_range, from_json, to_json
 from hil.protocols.errors import InputError
 
-DEFAULT_BASE = "pcm-90nm"
-
 
 def load(path: Path) -> ChipParameters:
     """The chip in the file. Raises `InputError`, which names file and key, for what is none."""
@@ -31,7 +29,9 @@ def load(path: Path) -> ChipParameters:
         reason = error.strerror if isinstance(error, OSError) else error
         raise InputError(f"{path} cannot be read as a chip: {reason}") from error
     try:
-        base = values.pop("base", DEFAULT_BASE)
+        if "base" not in values:
+            raise InputError(f"it does not name the chip that it changes: base = {json.dumps(next(iter(CHIPS)))}")
+        base = values.pop("base")
         if not isinstance(base, str) or base not in CHIPS:
             raise InputError(f"unknown chip base={base!r}; there are {', '.join(CHIPS)}")
         chip = from_json(_merged(to_json(CHIPS[base]), values))

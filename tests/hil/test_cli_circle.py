@@ -51,6 +51,17 @@ def test_the_circle_from_a_chip_to_its_twin_closes() -> None:
     assert parts == [None, None, None]
 
 
+def test_a_fit_takes_one_study_of_each_kind_and_no_file_in_vain(short_run: Path) -> None:
+    Path("t.h5").write_bytes(short_run.read_bytes())
+    measured(SMALL, "a.h5")
+    measured(SMALL, "b.h5")
+    both = hil("fit", "a.h5", "b.h5", "--out", "c.toml")
+    assert (both.exit_code, "a.h5 and b.h5 both hold a staircase study" in both.stderr) == (2, True)
+    other = hil("fit", "a.h5", "t.h5", "--out", "c.toml")
+    assert (other.exit_code, "t.h5 is of no use to the fit" in other.stderr) == (2, True)
+    assert not Path("c.toml").exists()
+
+
 def test_a_fitted_chip_is_shown_with_its_intervals() -> None:
     measured(SMALL, "chip.h5")
     result = hil("fit", "chip.h5", "--out", "chip.toml")
@@ -84,6 +95,7 @@ def test_weights_go_from_a_run_onto_a_chip_and_are_followed() -> None:
         (("fit", "none.h5", "--out", "c.toml"), "there is no such file"),
         (("fit", "t.h5", "--out", "c.toml"), "holds no staircase study"),
         (("fit", "t.h5", "--out", "c.txt"), "ends with .toml"),
+        (("fit", "t.h5", "--out", "c.toml", "--report", "nowhere/c.html"), "no folder"),
         (("evaluate", "none.h5"), "there is no such file"),
         (("evaluate", "t.h5", "--times", "1h,25s"), "increas"),
         (("evaluate", "t.h5", "--times", "soon"), "soon"),

@@ -98,9 +98,9 @@ def test_evaluations_are_compared_by_time(short_run: Path, tmp_path: Path) -> No
     found = compare(tmp_path / "a.h5", tmp_path / "b.h5")
     assert not found.series
     assert [(one.name, one.label) for one in found.fractions[:3]] == [
-        ("test accuracy", "time 0"),
-        ("test accuracy", "time 25"),
-        ("test accuracy", "time 3600"),
+        ("test accuracy", "0 s"),
+        ("test accuracy", "25 s"),
+        ("test accuracy", "1 h"),
     ]
 
 
@@ -110,7 +110,7 @@ def test_accuracies_part_beyond_chance(values: tuple[float, float], apart: bool)
 
 
 def test_files_with_nothing_in_common_are_refused(measure: Measure, short_run: Path) -> None:
-    with pytest.raises(InputError, match="nothing in common"):
+    with pytest.raises(InputError, match="nothing that could be compared"):
         compare(measure("twin:pcm-90nm", 1), short_run)
 
 
@@ -124,3 +124,10 @@ def test_a_file_that_is_no_run_is_refused(short_run: Path, tmp_path: Path) -> No
 def test_any_two_studies_share_what_both_hold(measure: Measure) -> None:
     both: Any = compare(measure("twin:pcm-90nm"), measure("twin:pcm-90nm", 3, ("staircase",)))
     assert [one.name for one in both.series] == ["conductance", "standard deviation of reads"]
+
+
+def test_other_studies_are_compared_measurement_by_measurement(measure: Measure) -> None:
+    path = measure("twin:pcm-90nm", 1, ("reset", "stuck"))
+    found = compare(path, path)
+    assert [one.name for one in found.series] == ["conductance in the study reset"]
+    assert set(parts(found).values()) == {None}

@@ -140,3 +140,13 @@ def test_the_final_weights_of_a_run_fit_its_network(tmp_path: Path, make_job: Ca
     assert matrix.shape == (65, hidden)
     if expected is not None:
         np.testing.assert_array_equal(matrix.numpy(), expected)
+
+
+def test_layers_of_small_weights_take_the_largest_range_of_the_tester(make_tester: MakeTester) -> None:
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(30, 20), nn.Linear(20, 3))  # torch's own start: weights up to 0.2
+    x = torch.rand(20, 30)
+    with make_tester() as tester:
+        analog = convert(model, tester).eval()
+        y, wanted = analog(x).detach().numpy(), model(x).detach().numpy()
+    assert np.corrcoef(y.ravel(), wanted.ravel())[0, 1] > 0.95

@@ -97,9 +97,13 @@ def test_a_chip_behind_a_port_is_asked_itself(make_job: Callable[..., Job], serv
         job = make_job(tester=server.uri, epochs=1)
         train(job)
         evaluate(job.out, (25.0, YEAR), place_of(job.out, None, tmp_path / "e.h5", False, ()))
+        evaluate(job.out, (25.0,), place_of(job.out, None, tmp_path / "again.h5", False, ()))
     found = metrics_of(tmp_path / "e.h5")
     assert abs(found["test_accuracy"][0] - metrics_of(job.out)["test_accuracy"][-1]) < 0.05
     assert found["factor_layer1"][2] > 1.2
+    with Run.open(tmp_path / "e.h5") as run, Run.open(tmp_path / "again.h5") as again:
+        assert not run.messages
+        assert "may hold other weights" in again.messages[0][1]  # a year older, for one
     with (
         served("twin:pcm-analog?arrays=2&rows=80&columns=256&seed=9", ("127.0.0.1", 0)) as other,
         pytest.raises(InputError, match=r"was made on chip .*; at .* is chip"),
