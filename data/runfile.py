@@ -1,11 +1,12 @@
 """Write a run file. Its schema, and what may change in it, is described in `data/README.md`."""
 
+import errno
 import json
 import os
 import time
 import uuid
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any, Self
@@ -87,19 +88,10 @@ class RunWriter:
         With `durable`, what is flushed survives a loss of power and not only of the process. Raises InputError where
         the file exists or its folder does not take it.
         """
-        if os.path.exists(path) and (not overwrite or path.is_dir()):
-            raise InputError(f"{path} exists: choose another name, or ask for it to be overwritten if it is a run file")
-        if os.path.exists(path):
-            if being_written(path):
-                raise InputError(f"{path} is being written by another process: choose another name")
-            _check_replaceable(path)
+        check_out(path, overwrite)
         place = path.with_name(f".{path.name}.{uuid.uuid4().hex}") if overwrite else path
-        try:
+        with _creating(path):
             journal = JournaledFile(place, True, durable)
-        except OSError as error:
-            raise InputError(
-                f"{path}: cannot be created ({reason(error)}): give a folder that can be written"
-            ) from error
         file = None
         try:
             with writing(str(path)):
@@ -353,6 +345,32 @@ class RunWriter:
         write_text(group, "utc", utc_now(), "when the run stopped")
         write_text(group, "exit_status", exit_status, "how the run stopped")
         write_text(group, "counts", json.dumps(counts), "what the run counted (JSON)")
+
+
+@contextmanager
+def _creating(path: Path) -> Iterator[None]:
+    """Turn what the folder does not take into an InputError."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{path}: cannot be created ({reason(error)}): give a folder that can be written") from error
+
+
+def check_out(path: Path, overwrite: bool) -> None:
+    """Raise InputError for a place where `RunWriter.create` will not make a run file."""
+    if os.path.isdir(path):
+        raise InputError(f"{path} is a folder: name a run file, such as {path}/run.h5")
+    with _creating(path):
+        os.stat(os.path.join(path.parent, "."))
+        if not os.access(path.parent, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    if not os.path.exists(path):
+        return
+    if not overwrite:
+        raise InputError(f"{path} exists: choose another name, or give --overwrite to replace it")
+    if being_written(path):
+        raise InputError(f"{path} is being written by another process: choose another name")
+    _check_replaceable(path)
 
 
 def _rows(group: Any, fields: Iterable[Field]) -> list[tuple[Any, ...]]:

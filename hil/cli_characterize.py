@@ -78,12 +78,15 @@ def characterize(
     from hil.bench import connect
     from hil.campaign import parse_note
     from hil.characterize import chosen
+    from hil.data.runfile import check_out
     from hil.display import Display
     from hil.procedure import Place, perform
     from hil.session import outlives, released_on_error, twin_seed
 
     procedure = chosen(names, ",".join(cells), _parsed(given))
     notes = dict(map(parse_note, meta))
+    if out is not None and not dry_run:
+        check_out(out, overwrite)
     raw = connect(uri, twin_seed(seed))
     with released_on_error(raw):
         estimate = procedure.estimate(raw.capabilities())
@@ -95,7 +98,7 @@ def characterize(
         if as_json:
             click.echo(printed({"estimate": asdict(estimate.amounts), "findings": estimate.findings}))
         return
-    display = Display(quiet=as_json)
+    display = Display(quiet=as_json, told=() if as_json else estimate.findings)
     with display.progress_of(f"{uri} -> {out}"):
         outcome = perform(
             procedure, Place(uri, Path(out or ""), seed, overwrite, durable, _argv(), notes), raw, display
@@ -133,22 +136,24 @@ def _show_estimate(uri: str, estimate: "Estimate", final: bool) -> None:
 
 
 def _show(outcome: "Outcome", as_json: bool) -> None:
-    """What was done, beside what was expected."""
+    """What was found, and what was done, beside what was expected."""
     from hil.characterize import stored
     from hil.data.run import Run
-    from hil.display import amounts_table
+    from hil.display import amounts_table, print_found
     from hil.estimate import counted
+    from hil.study_found import findings
 
     with Run.open(outcome.run) as run:
         if run.capabilities is None:
             return
         estimate = stored(run.config).estimate(run.capabilities)
-        done, messages = counted(run), [text for _, text in run.messages]
+        done, messages, lines = counted(run), [text for _, text in run.messages], findings(run)
     if as_json:
         amounts = {"estimate": asdict(estimate.amounts), "done": asdict(done)}
-        click.echo(printed(vars(outcome) | amounts | {"findings": messages}))
+        click.echo(printed(vars(outcome) | amounts | {"found": lines, "findings": messages}))
     else:
         amounts_table(outcome.run, {"estimate": estimate.amounts, "done": done})
+        print_found(lines)
     if outcome.interrupted:
         click.echo(
             f"Interrupted after {outcome.operations:,} operations. {outcome.run} holds them: "

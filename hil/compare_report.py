@@ -67,7 +67,7 @@ def _means(found: Comparison, series: Series, distances: Sequence[Distance]) -> 
             np.array([getattr(one, key)[which] for one in distances]) * size for key in ("means", "spreads")
         )
         bands.append(Band(label, steps, mean, mean - spread, mean + spread))
-    figure = band_figure(Axis(_steps(series)), Axis(name), bands, [], " and ".join(found.labels))
+    figure = band_figure(Axis(_steps(series), whole=True), Axis(name), bands, [], " and ".join(found.labels))
     return Picture(svg(figure), f"{series.name}, step by step", "Mean and standard deviation (bands) at each step.")
 
 
@@ -77,7 +77,7 @@ def _distances(found: Comparison, series: Series, distances: Sequence[Distance])
     limit = Line("chance or 5 %", steps[[0, -1]], np.full(2, distances[0].limit))
     band = Band("distance", steps, values, values, values)
     quantity = Axis("distance (Kolmogorov-Smirnov)")
-    figure = band_figure(Axis(_steps(series)), quantity, [band], [limit], " and ".join(found.labels))
+    figure = band_figure(Axis(_steps(series), whole=True), quantity, [band], [limit], " and ".join(found.labels))
     return Picture(svg(figure), "Distances", "How far the two distributions are apart at each step.")
 
 
@@ -90,7 +90,7 @@ def _histogram(found: Comparison, series: Series, index: int) -> Picture:
     values = {label: sample * size for label, sample in zip(found.labels, series.samples[index], strict=True)}
     low, high = (function([function(sample) for sample in values.values()]) for function in (min, max))
     edges = np.linspace(low, max(high, low + 1e-9), BINS)
-    figure = histogram_figure(name, values, edges, " and ".join(found.labels))
+    figure = histogram_figure(Axis(name), values, edges, " and ".join(found.labels))
     return Picture(
         svg(figure),
         f"{series.name} at {series.labels[index]}",

@@ -23,9 +23,11 @@ if TYPE_CHECKING:  # they bring torch, which `hil info` does without
 class Display:
     """Shows a run's progress on standard error, so that standard output is left to the results."""
 
-    def __init__(self, quiet: bool) -> None:
+    def __init__(self, quiet: bool, told: Sequence[str] = ()) -> None:
+        """Findings that the user was `told` before are not told again."""
         self._console = Console(stderr=True)
         self._quiet = quiet
+        self._told = told
         self._progress = _bar(self._console)
         self._task = self._progress.add_task("")
         self._title = Text()
@@ -98,7 +100,8 @@ class Display:
 
     def finding(self, text: str) -> None:
         """The run goes wrong."""
-        self._progress.console.print(_warning(text), soft_wrap=True)
+        if text not in self._told:
+            self._progress.console.print(_warning(text), soft_wrap=True)
 
 
 def _warning(text: str) -> Text:
@@ -202,8 +205,15 @@ def info_table(found: Mapping[str, Any]) -> None:
         for row in found["metrics"]:
             table.add_row(*(f"{row[name]:.4g}" if isinstance(row[name], float) else str(row[name]) for name in names))
         Console().print(table)
+    print_found(found["found"])
     for text in found["messages"]:
         Console().print(_warning(text), soft_wrap=True)
+
+
+def print_found(lines: Mapping[str, str]) -> None:
+    """What each study found."""
+    for study, line in lines.items():
+        Console().print(Text.assemble((study, "bold"), f": {line}"), soft_wrap=True)
 
 
 def amounts_table(
@@ -225,6 +235,9 @@ def amounts_table(
 
 def _print_rows(title: str, rows: Mapping[str, Sequence[str]]) -> None:
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    for _ in range(max(map(len, rows.values()))):
+        table.add_column(overflow="fold")  # a long word is not cut
     for name, values in rows.items():
         table.add_row(name, *map(Text, values))
     Console().print(Text(title, "bold"))

@@ -37,6 +37,13 @@ def parse_times(text: str) -> tuple[float, ...]:
     return times
 
 
+def written(seconds: float) -> str:
+    """A time (s) as `parse_time` takes it: in the largest unit of which it is a whole number, else in seconds."""
+    units = [unit for unit, size in UNITS.items() if size > 1 and seconds >= size and seconds % size == 0]
+    unit = units[-1] if units else "s"
+    return f"{seconds / UNITS[unit]:.12g}{unit}"
+
+
 def check_increasing(times: tuple[float, ...]) -> None:
     """Raise `InputError` unless there are times (s), after 0, each later than the one before."""
     for earlier, later in zip((0.0, *times), times, strict=False):

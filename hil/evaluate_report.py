@@ -109,9 +109,9 @@ def _layer(run: Run, name: str, source: str) -> Part:
     error, iterations = arrays["error"].astype(np.float64) * US, arrays["iterations"].astype(np.float64)
     margin = float(run.config["margin"]) * US
     edges = np.linspace(min(error.min(), -margin), max(error.max(), margin), BINS)
-    off = histogram_figure("reading at the end minus target (µS)", {"devices": error}, edges, source)
+    off = histogram_figure(Axis("reading at the end minus target (µS)"), {"devices": error}, edges, source)
     steps = np.arange(0.5, iterations.max() + 1.5)
-    taken = histogram_figure("verifications", {"devices": iterations}, steps, source)
+    taken = histogram_figure(Axis("verifications", whole=True), {"devices": iterations}, steps, source)
     quantiles = ", ".join(
         f"{level:.0%}: {value:+.2f}" for level, value in zip(QUANTILES, np.quantile(error, QUANTILES), strict=True)
     )

@@ -107,21 +107,20 @@ def _found(parts: list[Part], goodness: Goodness, moving: Mask) -> Iterator[str]
 
 def _check(staircase: Staircase, drift: Drift) -> None:
     reads, pulses = staircase.reads, staircase.pulses
-    _check_reads("staircase", reads, LEAST_PULSES + 1)
-    _check_reads("drift", drift.reads, LEAST_TIMES)
+    _check_reads("staircase", reads, (len(reads.mean) - 1, LEAST_PULSES, "SET pulse", "SET pulses"))
+    _check_reads("drift", drift.reads, (len(drift.reads.mean), LEAST_TIMES, "time of reading", "times of reading"))
     if not np.array_equal(pulses, np.arange(len(reads.mean))):
         raise InputError(f"the staircase was read after {pulses.tolist()} pulses; a fit needs 0, 1, 2, ...")
 
 
-def _check_reads(name: str, reads: Reads, least: int) -> None:
-    steps, cells = reads.mean.shape
-    for value, limit, what in (
-        (steps, least, "times of reading"),
-        (reads.count, LEAST_READS, "reads each time"),
-        (cells, LEAST_CELLS, "cells"),
+def _check_reads(name: str, reads: Reads, steps: tuple[int, int, str, str]) -> None:
+    for value, limit, one, several in (
+        steps,
+        (reads.count, LEAST_READS, "read each time", "reads each time"),
+        (reads.mean.shape[1], LEAST_CELLS, "cell", "cells"),
     ):
         if value < limit:
-            raise InputError(f"the {name} has {value} {what}; a fit needs at least {limit}")
+            raise InputError(f"the {name} has {value} {one if value == 1 else several}; a fit needs at least {limit}")
     if not all(np.isfinite(values).all() for values in (reads.mean, reads.variance, reads.age)):
         raise InputError(f"the {name} has readings or times that are not finite; leave those cells out")
     if (reads.age <= 0).any():

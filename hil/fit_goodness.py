@@ -115,9 +115,9 @@ def _of_steps(g: Goodness, cells: int) -> list[str]:
         found.append(f"RESET levels are not normal: KS distance {g.ks[0]:.3f}, expected below {limit:.3f}")
     bad = 1 + np.flatnonzero(g.ks[1:] > limit)
     if bad.size:
-        pulses = ", ".join(map(str, bad))
+        pulses = f"pulse{'s' if bad.size > 1 else ''} {', '.join(map(str, bad))}"
         found.append(
-            f"steps are not as the model says at pulse {pulses}: KS distance up to {g.ks[bad].max():.3f}, "
+            f"steps are not as the model says at {pulses}: KS distance up to {g.ks[bad].max():.3f}, "
             f"expected below {limit:.3f}"
         )
     found += _off(

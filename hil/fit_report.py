@@ -72,7 +72,9 @@ def _staircase(found: FittedChip) -> Picture:
         Band("devices: mean", pulses, centre, centre - spread, centre + spread),
         Band("devices: standard deviation", pulses, spread, spread, spread),
     ]
-    figure = band_figure(Axis("SET pulses since the RESET"), Axis("conductance (µS)"), bands, lines, found.source)
+    figure = band_figure(
+        Axis("SET pulses since the RESET", whole=True), Axis("conductance (µS)"), bands, lines, found.source
+    )
     return Picture(
         svg(figure), "Staircase", "Devices as measured (band: standard deviation) and a twin with the fit (dashed)."
     )
@@ -119,7 +121,11 @@ def _distances(found: FittedChip) -> Picture:
     limit = Line("chance", pulses[[0, -1]], np.full(2, ks_limit(found.fitted.cells)))
     band = Band("residuals", pulses, ks, ks, ks)
     figure = band_figure(
-        Axis("SET pulses since the RESET"), Axis("distance (Kolmogorov-Smirnov)"), [band], [limit], found.source
+        Axis("SET pulses since the RESET", whole=True),
+        Axis("distance (Kolmogorov-Smirnov)"),
+        [band],
+        [limit],
+        found.source,
     )
     return Picture(svg(figure), "Goodness of fit", "Distance of the residuals from a standard normal after each pulse.")
 

@@ -8,11 +8,13 @@ from hil.characterize import stored
 from hil.data.run import Run
 from hil.estimate import counted
 from hil.protocols.errors import InputError
+from hil.protocols.messages import MvmMode
 from hil.report_figures import Picture
 from hil.runinfo import in_words
 from hil.studies import STUDIES
 from hil.study_data import cells_of, is_stuck, rows_of, studies_of
 from hil.study_figures import pictures_of
+from hil.study_found import some, stuck
 
 
 @dataclass(frozen=True)
@@ -71,17 +73,22 @@ def _part(run: Run, study: str) -> Part:
         notes.append(_note(run, study))
     except InputError as error:
         notes.append(f"{error}.")
-    about = STUDIES[study].about
+    about = _about(run, study)
     settings = in_words(run.config["studies"][study]) or "nothing to set"
     return Part(study, about[0].upper() + about[1:], settings, notes, pictures)
 
 
+def _about(run: Run, study: str) -> str:
+    """What a study tells, of such a tester."""
+    if study == "linearity" and run.capabilities is not None and run.capabilities.mvm == MvmMode.NONE:
+        return "reads of RESET cells: their offset"
+    return STUDIES[study].about
+
+
 def _note(run: Run, study: str) -> str:
     if study == "stuck":
-        found = is_stuck(run)
-        return f"Stuck: {found.sum():,} of {len(found):,} cells ({found.mean():.2%})."
-    count = len(rows_of(run, study))
-    return f"{count} measurement{'s' if count > 1 else ''}."
+        return f"Stuck: {stuck(is_stuck(run))}."
+    return f"{some(len(rows_of(run, study)), 'measurement')}."
 
 
 def _amounts(run: Run) -> list[tuple[str, str, str]]:

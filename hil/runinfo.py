@@ -7,6 +7,7 @@ from typing import Any
 from hil.data.column_reader import data_errors
 from hil.data.run import Run
 from hil.data.status import being_written, read_status
+from hil.durations import written
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -15,7 +16,7 @@ def describe(path: Path) -> dict[str, Any]:
     A run file that is being written is not opened: its status file says how far it is.
     """
     if being_written(path):
-        return {"run": str(path), "state": "running"} | read_status(path) | {"metrics": [], "messages": []}
+        return {"run": str(path), "state": "running"} | read_status(path) | {"metrics": [], "found": {}, "messages": []}
     with Run.open(path) as run, data_errors(str(path), "the summary"):
         config, metrics = run.config, run.metrics
         rows = [
@@ -40,6 +41,7 @@ def describe(path: Path) -> dict[str, Any]:
             "meta": run.start.meta,
             "counts": run.counts,
             "metrics": rows,
+            "found": _found(run),
             "messages": [text for _, text in run.messages],
         }
 
@@ -62,20 +64,38 @@ def _training(config: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, A
 
 def _procedure(config: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
     """What is no part of every run file, in words."""
-    own = {key: in_words(value) for key, value in config.items() if key not in ("tester", "seed")}
+    own = {key: setting(key, value) for key, value in config.items() if key not in ("tester", "seed", "network")}
+    if "network" in config:
+        own["data"] = config["network"]["data"]
     return own | {"measurements": len(rows)}
 
 
+def setting(key: str, value: Any) -> str:
+    """What a setting is, with its unit."""
+    if key in ("interval", "settle"):
+        return written(value)
+    if key == "times":
+        return ",".join(map(written, value))
+    return f"{value * 1e6:g} uS" if key == "margin" else in_words(value)
+
+
+def _found(run: Run) -> dict[str, str]:
+    """What studies found."""
+    if run.config.get("procedure") != "characterize":
+        return {}
+    from hil.study_found import findings  # brings torch, which other runs do without
+
+    return findings(run)
+
+
 def in_words(value: Any) -> str:
-    """A setting for a reader: `staircase (reads 50, pulses 20), stuck` of a mapping of mappings."""
+    """Settings for a reader: `staircase (reads 50, pulses 20), stuck` of a mapping of mappings."""
     if isinstance(value, dict):
         return ", ".join(_entry(key, item) for key, item in value.items())
-    if isinstance(value, list | tuple):
-        return " ".join(map(in_words, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _entry(key: str, value: Any) -> str:
     if isinstance(value, dict):
         return f"{key} ({in_words(value)})" if value else key
-    return f"{key} {in_words(value)}"
+    return f"{key} {setting(key, value)}"

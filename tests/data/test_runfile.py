@@ -196,7 +196,7 @@ def test_a_snapshot_is_read_back(path: Path, writer: RunWriter) -> None:
 
 def test_an_existing_file_is_not_overwritten_unasked(path: Path) -> None:
     path.write_bytes(b"precious")
-    with pytest.raises(InputError, match=r"run\.h5 exists"):
+    with pytest.raises(InputError, match=r"run\.h5 exists: choose another name, or give --overwrite to replace it"):
         RunWriter.create(path, START)
     assert path.read_bytes() == b"precious"
 
@@ -225,7 +225,7 @@ def test_a_folder_that_takes_no_file_is_named(path: Path, overwrite: bool) -> No
     path.touch()
     with pytest.raises(InputError, match=r"run\.h5/x\.h5: cannot be created \(Not a directory\): give"):
         RunWriter.create(path / "x.h5", START, overwrite)
-    with pytest.raises(InputError, match="exists"):
+    with pytest.raises(InputError, match="is a folder: name a run file"):
         RunWriter.create(path.parent, START, overwrite)
 
 

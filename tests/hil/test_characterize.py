@@ -165,6 +165,22 @@ def test_a_file_that_is_there_is_kept(folder: Path) -> None:
         assert run.start.meta == {"operator": "me"}
 
 
+@pytest.mark.parametrize(
+    ("out", "says"),
+    [
+        ("run.h5", "run.h5 exists: choose another name, or give --overwrite to replace it"),
+        ("none/run.h5", "none/run.h5: cannot be created (No such file or directory)"),
+        (".", ". is a folder"),
+    ],
+)
+def test_a_place_that_cannot_be_is_refused_before_the_tester_is_asked(out: str, says: str, folder: Path) -> None:
+    (folder / "run.h5").touch()
+    result = hil("characterize", "tcp://127.0.0.1:1", "--study", "stuck", "--out", out)
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"Error: {says}")
+    assert result.stderr.count("\n") == 1
+
+
 def test_the_chip_is_not_overwritten_by_its_measurements(folder: Path) -> None:
     command = [HIL, "characterize", f"twin:run.h5?chip=pcm-analog&{SIZE}", "--study=stuck", "--cells=0:0:0"]
     done = subprocess.run([*command, "--out=run.h5"], capture_output=True, text=True, check=False)
@@ -261,7 +277,7 @@ def test_info_says_what_was_studied(folder: Path) -> None:
     measure(SMALL, folder / "run.h5", "staircase", "stuck")
     found = json.loads(hil("info", "run.h5", "--json").stdout)
     assert (found["procedure"], found["state"], found["cells"]) == ("characterize", "completed", "0:0-7:0-7")
-    assert found["studies"] == "staircase (reads 3, pulses 4, interval 38.6), stuck"
+    assert found["studies"] == "staircase (reads 3, pulses 4, interval 38.6s), stuck"
     assert (found["measurements"], found["metrics"][4]["pulses"]) == (5, 4)
     shown = hil("info", "run.h5").stdout
     assert "0:0-7:0-7" in shown

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hil.durations import parse_time, parse_times
+from hil.durations import parse_time, parse_times, written
 from hil.protocols.errors import InputError
 
 
@@ -25,6 +25,11 @@ from hil.protocols.errors import InputError
 )
 def test_a_time_is_a_number_and_a_unit(text: str, seconds: float) -> None:
     assert parse_time(text) == pytest.approx(seconds, rel=1e-12)
+
+
+@pytest.mark.parametrize("text", ["25s", "38.6s", "1h", "36h", "30d", "1y", "90s", "100s", "10000s", "0.001s", "0s"])
+def test_a_time_is_written_as_people_write_it(text: str) -> None:
+    assert written(parse_time(text)) == text
 
 
 def test_times_are_separated_by_commas() -> None:

@@ -280,8 +280,8 @@ def first_steps(reads: Reads, count: int) -> Reads:
 
 SPOILT: dict[str, tuple[str, Callable[[Reads], Reads]]] = {
     "cells; a fit needs at least 20": ("staircase", partial(first_cells, count=19)),
-    "3 times of reading; a fit needs at least 4": ("staircase", partial(first_steps, count=3)),
-    "1 reads each time; a fit needs at least 2": ("staircase", partial(replace, count=1)),
+    "the staircase has 2 SET pulses; a fit needs at least 3": ("staircase", partial(first_steps, count=3)),
+    "1 read each time; a fit needs at least 2": ("staircase", partial(replace, count=1)),
     "the staircase has readings or times that are not finite": (
         "staircase",
         lambda reads: with_levels(reads, 3, np.full(CELLS, np.nan)),

@@ -1,12 +1,18 @@
 """A run file says what it holds."""
 
 import json
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from hil.cli import main
+from hil.data.runfile import RunWriter
+from hil.data.schema import Start
 from hil.mock_hw.chips import CHIPS
 from hil.protocols.errors import InputError
 from hil.runinfo import describe
@@ -80,3 +86,24 @@ def test_a_chip_file_is_no_run_file(make_job: Callable[..., Job], observer: Any,
     train(make_job(tester=f"twin:{chip}?chip=pcm-analog&rows=80&columns=256", epochs=1), observer)
     with pytest.raises(InputError, match=r"chip\.h5: not a run file"):
         describe(chip)
+
+
+def test_settings_of_a_procedure_have_units_and_a_failure_is_told_in_full(start: Start, tmp_path: Path) -> None:
+    network = {"data": "digits", "hidden": [250], "forward_range": 1.0}
+    of = {"procedure": "program", "tester": "twin:", "seed": 1, "experiment": "digits", "network": network}
+    asked = {"margin": 8e-7, "settle": 1.0, "times": [25.0, 3600.0, 86400.0], "iterations": 20}
+    cause = "x" * 300
+    writer = RunWriter.create(tmp_path / "run.h5", replace(start, config=of | asked))
+    writer.close(f"failed: TesterError: {cause}", {})
+    shown = CliRunner().invoke(main, ["info", str(tmp_path / "run.h5")]).stdout
+    rows = dict(re.findall(r"^(\w+)  +(\S.*?) *$", shown, re.MULTILINE))
+    assert {key: rows[key] for key in (*asked, "experiment", "data")} == {
+        "margin": "0.8 uS",
+        "settle": "1s",
+        "times": "25s,1h,1d",
+        "iterations": "20",
+        "experiment": "digits",
+        "data": "digits",
+    }
+    assert "hidden" not in shown
+    assert cause in re.sub(r"\s", "", shown)

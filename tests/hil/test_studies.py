@@ -14,7 +14,8 @@ from hil.procedure import Place, perform
 from hil.session import twin_seed
 from hil.studies import log_spaced
 from hil.study_data import drift_of, is_stuck, linearity_of, reads_of, rows_of, staircase_of
-from hil.study_figures import MODEL, READ_OFFSET, READ_SLOPE, drift_exponents, spreads
+from hil.study_figures import MODEL, READ_OFFSET, READ_SLOPE
+from hil.study_found import drift_exponents, spreads
 
 CHIP = "twin:pcm-analog?arrays=1&rows=64&columns=64"
 QUANTUM = 0.1  # uS per code

@@ -187,7 +187,7 @@ def test_several_files_share_a_page(all_studies: Path, tmp_path: Path) -> None:
     page = page_of(tmp_path, all_studies, other)
     assert ("1: all (twin)" in page, "2: other (twin)" in page) == (True, True)
     assert page.count("What it cost the devices") == 2
-    assert "The tester does not multiply." in page
+    assert "The tester does not multiply;" in page
 
 
 def test_training_and_studies_do_not_go_on_one_page(all_studies: Path, short_run: Path, tmp_path: Path) -> None:
