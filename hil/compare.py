@@ -9,12 +9,12 @@ import numpy as np
 from scipy.stats import ks_2samp
 
 from hil.data.run import Run
+from hil.durations import duration
 from hil.measured import Floats, Reads
 from hil.protocols.errors import InputError
 from hil.report_facts import Kind, kind_of
 from hil.series import moments, read_log
 from hil.study_data import drift_of, reads_of, rows_of, staircase_of, studies_of
-from hil.tables import duration
 
 NOTICEABLE = 0.05
 """Distance of two distributions below which they count as one. CHOSEN: for most purposes 5 % of the devices are few."""

@@ -44,6 +44,13 @@ def written(seconds: float) -> str:
     return f"{seconds / UNITS[unit]:.12g}{unit}"
 
 
+def duration(seconds: float) -> str:
+    """A time (s) for a reader: three digits, in the largest unit of which there is at least one."""
+    units = [(size, unit) for unit, size in UNITS.items() if unit and size <= max(seconds, UNITS["us"])]
+    size, unit = max(units) if seconds else (1.0, "s")
+    return f"{seconds / size:.3g} {'µs' if unit == 'us' else unit}"
+
+
 def check_increasing(times: tuple[float, ...]) -> None:
     """Raise `InputError` unless there are times (s), after 0, each later than the one before."""
     for earlier, later in zip((0.0, *times), times, strict=False):

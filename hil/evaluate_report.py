@@ -4,13 +4,14 @@ import numpy as np
 
 import hil.report_facts as facts
 from hil.data.run import Run
+from hil.durations import duration
 from hil.findings import Findings, Part
 from hil.measured import Floats
 from hil.plots import svg
 from hil.programming import QUANTILES
 from hil.report_figures import Picture, source_line
 from hil.study_plots import Axis, Band, Line, band_figure, histogram_figure
-from hil.tables import duration, percent
+from hil.tables import percent
 
 US = 1e6  # uS per S
 BINS = 80

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hil.data.run import Run
+from hil.durations import duration
 from hil.protocols.errors import DataError
 
 if TYPE_CHECKING:  # brings torch, which a report on training does without
@@ -85,14 +86,6 @@ def device_time(run: Run) -> str:
     rows = run.operations.rows
     times = run.operations["device_time_ns"][max(rows - 1000, 0) : rows]
     return duration(times.max() * 1e-9) if len(times) and times.max() >= 0 else "none"
-
-
-def duration(seconds: float) -> str:
-    """In the unit that suits it."""
-    for limit, unit in ((3600, "h"), (60, "min"), (1, "s"), (1e-3, "ms")):
-        if seconds >= limit:
-            return f"{seconds / limit:.3g} {unit}"
-    return f"{seconds * 1e6:.3g} µs"
 
 
 def size(count: int) -> str:

@@ -7,6 +7,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from hil.durations import duration
+
 if TYPE_CHECKING:
     from hil.compare import Comparison
     from hil.fit import Fitted
@@ -58,14 +60,6 @@ def print_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 def percent(fraction: float | None) -> str:
     """Of an accuracy, if there is one."""
     return "not measured" if fraction is None or fraction != fraction else f"{fraction:.2%}"
-
-
-def duration(seconds: float) -> str:
-    """In the largest unit of which there is at least one."""
-    for unit, size in (("y", 365.25 * 86400), ("d", 86400.0), ("h", 3600.0), ("min", 60.0)):
-        if seconds >= size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds:.3g} s"
 
 
 def fit_table(found: "FittedChip") -> None:

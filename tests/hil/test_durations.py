@@ -2,7 +2,7 @@
 
 import pytest
 
-from hil.durations import parse_time, parse_times, written
+from hil.durations import duration, parse_time, parse_times, written
 from hil.protocols.errors import InputError
 
 
@@ -49,3 +49,20 @@ def test_what_is_no_time_is_refused(text: str) -> None:
 def test_times_that_do_not_increase_are_refused(text: str, says: str) -> None:
     with pytest.raises(InputError, match=says):
         parse_times(text)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.0, "0 s"),
+        (2.5e-7, "0.25 µs"),
+        (0.0123, "12.3 ms"),
+        (38.6, "38.6 s"),
+        (90.0, "1.5 min"),
+        (10_836.0, "3.01 h"),
+        (86_400.0 * 30, "30 d"),
+        (3.15576e7, "1 y"),
+    ],
+)
+def test_a_time_is_shown_in_the_unit_that_suits_it(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
