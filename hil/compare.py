@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 from scipy.stats import ks_2samp
 
+from hil.data.history import F32
 from hil.data.run import Run
 from hil.durations import duration
 from hil.measured import Floats, Reads
 from hil.protocols.errors import InputError
 from hil.report_facts import Kind, kind_of
-from hil.series import moments, read_log
+from hil.series import cells_of, moments, read_log
 from hil.study_data import drift_of, reads_of, rows_of, staircase_of, studies_of
 
 NOTICEABLE = 0.05
@@ -196,35 +197,24 @@ def _training(a: Run, b: Run) -> Iterator[Series]:
     times = [moments(run, read_log(run).training) for run in (a, b)]
     shared = [moment.label for moment in times[0] if moment.label in {other.label for other in times[1]}]
     rows = [{moment.label: moment.row for moment in one} for one in times]
+    read = [[run.conductances(at[label]).value for label in shared] for run, at in zip((a, b), rows, strict=True)]
+    sets = [run.pulse_counts()[0] for run in (a, b)]
     for layer in a.layers:
-        samples = []
-        for label in shared:
-            one, other = (_devices(run, layer, at[label]) for run, at in zip((a, b), rows, strict=True))
-            samples.append((one, other))
-        known = [len(one) > 0 and len(other) > 0 for one, other in samples]
-        if any(known):
-            labels = [label for label, here in zip(shared, known, strict=True) if here]
-            kept = [pair for pair, here in zip(samples, known, strict=True) if here]
+        places = [np.concatenate([*cells_of(run, layer).values()], None) for run in (a, b)]
+        samples = [
+            (_known(one.ravel()[places[0]]), _known(other.ravel()[places[1]])) for one, other in zip(*read, strict=True)
+        ]
+        known = [index for index, (one, other) in enumerate(samples) if len(one) and len(other)]
+        if known:
+            labels, kept = [shared[index] for index in known], [samples[index] for index in known]
             yield Series(f"conductance of {layer}", "S", "moment", labels, kept)
-        pulses = tuple(_pulses(run, layer) for run in (a, b))
-        yield Series(f"SET pulses on each device of {layer}", "", "moment", ["end"], [(pulses[0], pulses[1])])
+        one, other = (counts.ravel()[place].astype(np.float64) for counts, place in zip(sets, places, strict=True))
+        yield Series(f"SET pulses on each device of {layer}", "", "moment", ["end"], [(one, other)])
 
 
-def _devices(run: Run, layer: str, at: int) -> Floats:
-    """Conductances (S) of all devices of a layer as last read before a row, those that were."""
-    values = np.concatenate([side.ravel() for side in run.layer_conductances(layer, at)])
-    return np.asarray(values[np.isfinite(values)], np.float64)
-
-
-def _pulses(run: Run, layer: str) -> Floats:
-    """SET pulses on all devices of a layer."""
-    sets = run.pulse_counts()[0]
-    snapshot = run.snapshot(layer).arrays
-    places = (np.concatenate([snapshot[f"{side}_{part}"] for side in ("plus", "minus")]) for part in CELL)
-    return np.asarray(sets[tuple(places)], np.float64)
-
-
-CELL = ("array", "row", "column")
+def _known(conductance: F32) -> Floats:
+    """Those that were read."""
+    return np.asarray(conductance[np.isfinite(conductance)], np.float64)
 
 
 def _fractions(a: Run, b: Run) -> list[Fraction]:
