@@ -95,6 +95,13 @@ def kept_chip(uri: str) -> Path | None:
     return Path(name) if scheme == "twin" and name.endswith(".h5") else None
 
 
+def check_apart(uri: str, run: Path) -> None:
+    """Raise `InputError` for a run file that would take the place of the tester's chip."""
+    kept = kept_chip(uri)
+    if kept is not None and kept.resolve() == run.resolve():
+        raise InputError(f"{run} is where the chip is kept: choose another name for the run file with --out")
+
+
 def _kept_chip(
     path: Path, changes: dict[str, str], seed: int | np.random.SeedSequence
 ) -> tuple[Firmware, Identity, ChipFile]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from hil.bench import kept_chip
+from hil.bench import check_apart
 from hil.config import load_settings
 from hil.protocols.errors import InputError
 from hil.train import Job, Result
@@ -38,7 +38,6 @@ def plan(
     name = Path(experiment).stem
     if out is not None and os.path.isdir(out):
         raise InputError(f"{out} is a folder: name a run file with --out, such as {out / name}.h5")
-    kept = kept_chip(settings.tester)
     jobs = []
     for number in range(settings.seed, settings.seed + seeds):
         path = out or RUNS / f"{name}-{number}.h5"
@@ -46,8 +45,7 @@ def plan(
             path = out.with_name(f"{out.stem}-{number}{out.suffix}")
         if os.path.exists(path) and not overwrite:
             raise InputError(f"{path} exists: choose another name with --out, or give --overwrite to replace it")
-        if kept is not None and kept.resolve() == path.resolve():
-            raise InputError(f"{path} is where the chip is kept: choose another name for the run file with --out")
+        check_apart(settings.tester, path)
         one = settings.model_copy(update={"seed": number})
         _make_folder(path.parent)
         jobs.append(Job(name, one, text, path, data_dir, overwrite, durable, argv, notes))

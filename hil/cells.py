@@ -1,13 +1,19 @@
-"""Choose cells of a chip by a text such as `0:0-99:0-99`."""
+"""Cells of a chip: chosen by a text such as `0:0-99:0-99`, and as a run file keeps them."""
 
 import re
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from hil.protocols.errors import InputError
 from hil.protocols.messages import Capabilities, Cells
+
+if TYPE_CHECKING:  # they bring what `hil characterize --help` does without
+    from hil.data.columns import Values
+    from hil.data.run import Run
+    from hil.loop import Log
 
 FORM = "write ARRAY:ROWS:COLUMNS, such as 0:0-99:0-99 or 1:7:12, several separated by commas, or all"
 
@@ -32,6 +38,18 @@ def flat_of(cells: Cells, capabilities: Capabilities) -> Index:
     """The number of each cell on the chip (n,): (array * rows + row) * columns + column."""
     shape = capabilities.arrays, capabilities.rows, capabilities.columns
     return np.asarray(np.ravel_multi_index((cells.array, cells.row, cells.column), shape), np.int64)
+
+
+def keep_cells(log: "Log", name: str, cells: Cells) -> None:
+    """Write down cells as a snapshot."""
+    arrays: dict[str, Values] = {"array": cells.array, "row": cells.row, "column": cells.column}
+    log.snapshot(name, arrays, dict.fromkeys(arrays, ""))
+
+
+def kept_cells(run: "Run", name: str) -> Cells:
+    """The cells that `keep_cells` wrote down. Raises `InputError` where the run has none of this name."""
+    arrays = run.snapshot(name).arrays
+    return Cells(arrays["array"], arrays["row"], arrays["column"])
 
 
 def _parts(text: str, shape: tuple[int, int, int]) -> list[str]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from hil.cells import parse_cells
+from hil.cells import keep_cells, parse_cells
 from hil.desk import Desk
 from hil.estimate import Estimate, estimate
 from hil.procedure import Bench
@@ -44,8 +44,7 @@ class Characterize:
     def perform(self, bench: Bench, total: int) -> None:
         """All studies, of which it is known that they take `total` operations."""
         cells = parse_cells(self.cells, bench.tester.capabilities())
-        places = {"array": cells.array, "row": cells.row, "column": cells.column}
-        bench.log.snapshot("cells", places, dict.fromkeys(places, ""))
+        keep_cells(bench.log, "cells", cells)
         for number, (name, settings) in enumerate(self.studies):
             STUDIES[name].run(Desk(bench, number, name, cells, settings, total))
         bench.observer.steps(total, total, "done")

@@ -10,7 +10,6 @@ from hil.layers import BACKWARD_RANGE, FORWARD_RANGE, AnalogLinear
 from hil.mapping import floorplan
 from hil.products import covered
 from hil.protocols.errors import InputError
-from hil.protocols.messages import MvmMode
 from hil.writing import Verified, Writer
 
 
@@ -69,15 +68,13 @@ def analog(
 ) -> AnalogLinear:
     """The layer with these weights (inputs + 1, outputs) on a tester, whose ranges are as large as it can."""
     scale, c = scale_of(matrix), tester.capabilities()
-    if c.mvm == MvmMode.ANALOG:
-        forward_range, backward_range = (covered(wanted, scale, c) for wanted in (forward_range, backward_range))
     return AnalogLinear(
         matrix.shape[0] - 1,
         matrix.shape[1],
         tester,
         scale=scale,
         initial_weights=matrix,
-        forward_range=forward_range,
-        backward_range=backward_range,
+        forward_range=covered(forward_range, scale, c),
+        backward_range=covered(backward_range, scale, c),
         write=write,
     )

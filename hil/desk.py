@@ -71,7 +71,9 @@ class Desk:
         """Until `age` seconds after the last pulse. Where that is over, it is a finding: the log has the true times."""
         late = (self.tester.time_ns() - self._pulsed_ns) * 1e-9 - age
         if late > 0:
-            self.find(f"{self.name}, {what}: {late:.3g} s too late; choose later times, fewer reads or fewer cells")
+            self.bench.find(
+                f"{self.name}, {what}: {late:.3g} s too late; choose later times, fewer reads or fewer cells"
+            )
         self.wait(what, max(-late, 0.0))
 
     def measure(self, what: str, cycle: int, pulses: int, age: float) -> None:
@@ -89,11 +91,6 @@ class Desk:
         self.log.metrics(row, UNITS)
         self._step += 1
 
-    def find(self, text: str) -> None:
-        """Tell the user, and the log, what is wrong."""
-        self.log.message(text)
-        self.bench.observer.finding(text)
-
     def _equal(self, kind: Operation, count: int) -> PulseBatch:
         """As many pulses on every cell."""
         if (kind, count) not in self._batches:
@@ -104,4 +101,4 @@ class Desk:
 
     def _check(self, what: str, receipt: Receipt) -> None:
         if receipt.status != Status.COMPLETE:
-            self.find(f"{self.name}, {what}: nobody knows whether an operation was done in full; measure again")
+            self.bench.find(f"{self.name}, {what}: nobody knows whether an operation was done in full; measure again")

@@ -12,14 +12,11 @@ from hil.config import Settings, stored_settings
 from hil.data.datasets import DataSet
 from hil.data.run import Run
 from hil.durations import check_increasing
-from hil.feedforward import FeedForward
 from hil.images import kept
 from hil.instruments.tester import ArrayTester
 from hil.layers import AnalogLinear
-from hil.network import stack
 from hil.observers import SILENT
-from hil.passes import accuracy
-from hil.placed import kept_memory, placed_layers
+from hil.placed import accuracy_of, kept_memory, placed_layers
 from hil.procedure import Bench, Outcome, Place, Steps, perform
 from hil.protocols.errors import InputError
 from hil.protocols.messages import Capabilities
@@ -59,8 +56,7 @@ class Evaluation:
 
     def run(self, bench: Bench) -> None:
         if self.doubt:
-            bench.log.message(self.doubt)
-            bench.observer.finding(self.doubt)
+            bench.find(self.doubt)
         layers = placed_layers(self.run_file, self.settings, bench.tester)
         before = [magnitude(layer) for layer in layers]
         began_ns = bench.tester.time_ns()
@@ -73,19 +69,15 @@ class Evaluation:
         bench.step(len(self.times) + 1, len(self.times) + 1, "done")
 
     def _evaluate(self, bench: Bench, seconds: float, layers: Sequence[AnalogLinear], before: Sequence[float]) -> None:
-        row = {"time": seconds, "test_accuracy": self._accuracy(layers)}
+        row = {"time": seconds, "test_accuracy": accuracy_of(self.settings, layers, self.data)}
         factors = [at_first / magnitude(layer) for layer, at_first in zip(layers, before, strict=True)]
         for layer, factor in zip(layers, factors, strict=True):
             layer.weight.products.rescale(factor)
-        row["compensated_accuracy"] = self._accuracy(layers)
+        row["compensated_accuracy"] = accuracy_of(self.settings, layers, self.data)
         for number, (layer, factor) in enumerate(zip(layers, factors, strict=True), 1):
             layer.weight.products.rescale(1.0)
             row[f"factor_layer{number}"] = factor
         bench.log.metrics(row, dict.fromkeys(row, "") | {"time": "s"})
-
-    def _accuracy(self, layers: Sequence[AnalogLinear]) -> float:
-        model = stack(self.settings, layers).eval()
-        return accuracy(FeedForward(model).forward, self.data.test_images, self.data.test_labels)
 
 
 def magnitude(layer: AnalogLinear) -> float:

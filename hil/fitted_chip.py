@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import TypeVar
 
 from hil.data.run import Run
+from hil.data.schema import NONE
 from hil.fit import Fitted, fit
 from hil.measured import Drift, Staircase
 from hil.mock_hw.chips import ChipParameters, check, check_range
 from hil.mock_hw.chiptoml import save
 from hil.mock_hw.parameters import PcmParameters
+from hil.pairs import UNIT
 from hil.protocols.errors import InputError
-from hil.protocols.messages import Capabilities, MvmMode, Operation, Readings, TesterKind
+from hil.protocols.messages import Capabilities, MvmMode, Operation, TesterKind
 from hil.study_data import drift_of, staircase_of, studies_of
 
 Study = TypeVar("Study", Staircase, Drift)
@@ -53,7 +55,8 @@ def fit_runs(paths: Sequence[Path], seed: int = 0) -> FittedChip:
                 f"{source.path} was measured on chip {chips[0]}, {other.path} on {chips[1]}: a fit is one of one chip"
             )
         fitted = fit(staircase, drift, seed)
-        chip = _chip(source.capabilities, _first_reading(source), fitted)
+        _, step, zero = source.log.constants[Operation.READ, NONE]
+        chip = _chip(source.capabilities, step, zero, fitted)
         files = " and ".join(dict.fromkeys(run.path.name for run in (source, other)))
         kind = source.identity.kind
         measured = f"{source.identity.vendor} {source.identity.model}, chip {chips[0]} ({kind}), {files}"
@@ -77,18 +80,9 @@ def _study(runs: Sequence[Run], name: str, load: Callable[[Run], Study]) -> tupl
     return run, load(run)
 
 
-def _first_reading(run: Run) -> Readings:
-    """What turns codes of cell reads into S."""
-    kinds = run.operations["kind"][: run.operations.rows]
-    answer = run.operation(int((kinds == Operation.READ).argmax())).answer
-    if not isinstance(answer, Readings):
-        raise InputError(f"{run.path}: its first reading was not answered")
-    return answer
-
-
-def _chip(c: Capabilities, reading: Readings, fitted: Fitted) -> ChipParameters:
-    """A twin with the tester's geometry, converters and timing, and the fitted cells. Raises `InputError` where there
-    can be none.
+def _chip(c: Capabilities, step: float, zero: int, fitted: Fitted) -> ChipParameters:
+    """A twin with the tester's geometry, converters and timing, and the fitted cells; `step` (S) and `zero` turn codes
+    of reads into conductances. Raises `InputError` where there can be none.
     """
     if c.mvm not in BASES:
         raise InputError(f"the tester multiplies with {c.mvm} inputs, which no twin does")
@@ -103,9 +97,9 @@ def _chip(c: Capabilities, reading: Readings, fitted: Fitted) -> ChipParameters:
         dac_bits=c.dac_bits,
         adc_bits=c.adc_bits,
         read_voltage=c.read_voltage,
-        read_span=reading.scale * 2**c.adc_bits,
-        read_floor=-reading.offset * reading.scale,
-        mvm_spans=tuple(float(f"{full_scale / (c.read_voltage * SPAN):.12g}") for full_scale in c.mvm_ranges),
+        read_span=step * 2**c.adc_bits,
+        read_floor=-zero * step,
+        mvm_spans=tuple(float(f"{full_scale / (c.read_voltage * UNIT):.12g}") for full_scale in c.mvm_ranges),
         set_pulse=c.set_pulse,
         reset_pulse=c.reset_pulse,
         durations=c.durations,
@@ -114,7 +108,3 @@ def _chip(c: Capabilities, reading: Readings, fitted: Fitted) -> ChipParameters:
     )
     check(chip)
     return chip
-
-
-SPAN = 8e-6
-"""S that the spans of a twin's converter are counted in."""

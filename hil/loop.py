@@ -147,8 +147,7 @@ class Training:
             }
         )
         memory = self._memory()
-        chip = {} if memory is None else {CHIP: np.frombuffer(memory, np.uint8)}
-        self._log.checkpoint({"state": state}, arrays | chip)
+        self._log.checkpoint({"state": state}, arrays | ({} if memory is None else memory_arrays(memory)))
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what a checkpoint packed."""
@@ -278,6 +277,11 @@ class Training:
             return dict(chi), dict.fromkeys(chi, "device units of 8 uS")
         parameters = {name: value.detach().numpy() for name, value in self.model.named_parameters()}
         return dict(parameters), dict.fromkeys(parameters, "")
+
+
+def memory_arrays(memory: bytes) -> dict[str, Values]:
+    """The arrays by which a run file keeps a tester's memory."""
+    return {CHIP: np.frombuffer(memory, np.uint8)}
 
 
 def _found(log: Log, observer: LoopObserver, text: str) -> None:

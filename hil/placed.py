@@ -1,19 +1,25 @@
 """Where a run file says that weights lie: written down by a run, and taken up again as layers that hold them."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
+from hil.cells import kept_cells
 from hil.config import Settings
 from hil.data.columns import Values
+from hil.data.datasets import DataSet
 from hil.data.run import Run
+from hil.feedforward import FeedForward
 from hil.instruments.tester import ArrayTester
 from hil.layers import AnalogLinear
-from hil.loop import CHIP, Log
+from hil.loop import CHIP, Log, memory_arrays
 from hil.mapping import floorplan
+from hil.network import stack
 from hil.pairs import UNIT
+from hil.passes import accuracy
 from hil.products import covered
 from hil.protocols.errors import InputError
-from hil.protocols.messages import Cells, MvmMode
 from hil.writing import untouched
 
 STUCK = "stuck"
@@ -23,8 +29,7 @@ STUCK = "stuck"
 def keep_chip(log: Log, memory: bytes | None) -> None:
     """Write down a chip that dies with its process, as the run leaves it."""
     if memory is not None:
-        chip: dict[str, Values] = {CHIP: np.frombuffer(memory, np.uint8)}
-        log.snapshot(CHIP, chip, {CHIP: ""})
+        log.snapshot(CHIP, memory_arrays(memory), {CHIP: ""})
 
 
 def kept_memory(run: Run) -> bytes:
@@ -37,12 +42,6 @@ def kept_memory(run: Run) -> bytes:
     raise InputError(
         f"{run.path} does not hold its chip as the run left it: it was cut short, or made by an older version"
     )
-
-
-def keep_cells(log: Log, name: str, cells: Cells) -> None:
-    """Write down cells."""
-    arrays: dict[str, Values] = {"array": cells.array, "row": cells.row, "column": cells.column}
-    log.snapshot(name, arrays, dict.fromkeys(arrays, ""))
 
 
 def keep_layer(log: Log, name: str, layer: AnalogLinear) -> None:
@@ -61,26 +60,22 @@ def placed_layers(run: Run, settings: Settings, tester: ArrayTester) -> list[Ana
     elsewhere than they would be placed.
     """
     if STUCK in run.snapshots:
-        stuck = run.snapshot(STUCK).arrays
-        floorplan(tester).avoid(Cells(stuck["array"], stuck["row"], stuck["column"]))
+        floorplan(tester).avoid(kept_cells(run, STUCK))
     return [_placed(run, name, settings, tester) for name in run.layers]
 
 
 def _placed(run: Run, name: str, settings: Settings, tester: ArrayTester) -> AnalogLinear:
     snapshot = run.snapshot(name)
     rows, columns = int(snapshot.attrs["rows"]), int(snapshot.attrs["columns"])
-    scale, ranges = float(snapshot.attrs["scale"]), (settings.forward_range, settings.backward_range)
-    c = tester.capabilities()
-    if c.mvm == MvmMode.ANALOG:
-        ranges = covered(ranges[0], scale, c), covered(ranges[1], scale, c)
+    scale, c = float(snapshot.attrs["scale"]), tester.capabilities()
     layer = AnalogLinear(
         rows - 1,
         columns,
         tester,
         scale=scale,
         initial_weights=torch.zeros(rows, columns),
-        forward_range=ranges[0],
-        backward_range=ranges[1],
+        forward_range=covered(settings.forward_range, scale, c),
+        backward_range=covered(settings.backward_range, scale, c),
         reread_images=settings.reread_images,
         write=untouched,
     )
@@ -92,3 +87,9 @@ def _placed(run: Run, name: str, settings: Settings, tester: ArrayTester) -> Ana
             f"{run.path}: {name} lies elsewhere than this version would place it: evaluate it with its own"
         )
     return layer
+
+
+def accuracy_of(settings: Settings, layers: Sequence[AnalogLinear], data: DataSet) -> float:
+    """On the test images, of the network that has these layers."""
+    model = stack(settings, layers).eval()
+    return accuracy(FeedForward(model).forward, data.test_images, data.test_labels)

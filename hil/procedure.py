@@ -5,21 +5,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-
-from hil.bench import kept_chip
-from hil.data.columns import Values
+from hil.bench import check_apart, kept_chip
 from hil.data.recording import RecordingTester
 from hil.data.runfile import COMPLETED, RunWriter
 from hil.data.schema import Start
 from hil.instruments.tester import ArrayTester
 from hil.interrupt import Interrupt
-from hil.loop import CHIP, Log
+from hil.loop import Log, memory_arrays
 from hil.observers import SILENT
-from hil.protocols.errors import InputError
 from hil.protocols.messages import Capabilities
-from hil.provenance import git_commit, host, versions
-from hil.session import outlives, recorded, released_on_error
+from hil.session import recorded, released_on_error, start_of
 
 
 class Steps(Protocol):
@@ -52,6 +47,11 @@ class Bench:
         if self.interrupt.requested:
             raise StoppedError
         self.observer.steps(done, total, what)
+
+    def find(self, text: str) -> None:
+        """Tell the user, and the log, what is wrong."""
+        self.log.message(text)
+        self.observer.finding(text)
 
 
 class Procedure(Protocol):
@@ -95,10 +95,8 @@ class Outcome:
 
 def perform(procedure: Procedure, place: Place, raw: ArrayTester, observer: Steps = SILENT) -> Outcome:
     """Do the procedure on a tester that was just opened. Raises `InputError` before anything is written or sent."""
-    kept = kept_chip(place.tester)
     with released_on_error(raw):
-        if kept is not None and kept.resolve() == place.out.resolve():
-            raise InputError(f"{place.out} is where the chip is kept: choose another name for the run file")
+        check_apart(place.tester, place.out)
         procedure.check(raw.capabilities())
         writer = RunWriter.create(place.out, _start(procedure, place, raw), place.overwrite, place.durable)
     return carry_out(procedure, place, raw, writer, lambda tester: RecordingTester(tester, writer), observer)
@@ -134,21 +132,9 @@ def _keep_chip(log: Log, raw: ArrayTester) -> None:
     """A chip in a file is saved as it was left; going on begins with it as it was found."""
     memory = raw.memory()
     if memory is not None:
-        chip: dict[str, Values] = {CHIP: np.frombuffer(memory, np.uint8)}
-        log.checkpoint({"state": {}}, chip)
+        log.checkpoint({"state": {}}, memory_arrays(memory))
 
 
 def _start(procedure: Procedure, place: Place, raw: ArrayTester) -> Start:
-    return Start(
-        config={"procedure": procedure.name, "tester": place.tester, "seed": place.seed} | procedure.config(),
-        config_text="",
-        argv=place.argv,
-        seed=place.seed,
-        versions=versions(),
-        host=host(),
-        git_commit=git_commit(),
-        meta=place.meta,
-        identity=raw.identify(),
-        capabilities=raw.capabilities(),
-        outlives=outlives(raw),
-    )
+    config = {"procedure": procedure.name, "tester": place.tester, "seed": place.seed} | procedure.config()
+    return start_of(config, place.seed, place.argv, place.meta, raw)

@@ -173,7 +173,11 @@ def gain_for(output: float, scale: float, capabilities: Capabilities) -> int:
 
 
 def covered(output: float, scale: float, capabilities: Capabilities) -> float:
-    """`output`, or what the tester's largest range covers for a layer of this scale, if that is less."""
+    """`output`, or what the tester's largest range covers for a layer of this scale, if that is less and the tester
+    multiplies.
+    """
+    if capabilities.mvm != MvmMode.ANALOG:
+        return output
     return min(output, capabilities.mvm_ranges[-1] * weight_per_ampere(scale, capabilities))
 
 

@@ -12,15 +12,12 @@ from hil.bench import connect
 from hil.config import Settings, load_settings
 from hil.convert import analog
 from hil.data.datasets import DataSet
-from hil.feedforward import FeedForward
 from hil.images import chosen, keep
-from hil.layers import BACKWARD_RANGE, FORWARD_RANGE, AnalogLinear
+from hil.layers import BACKWARD_RANGE, FORWARD_RANGE
 from hil.mapping import Floorplan
-from hil.network import stack
 from hil.observers import SILENT
 from hil.pairs import UNIT
-from hil.passes import accuracy
-from hil.placed import keep_chip, keep_layer
+from hil.placed import accuracy_of, keep_chip, keep_layer
 from hil.procedure import Bench, Outcome, Place, Steps, perform
 from hil.programming import Convergence, Verify, reach_of
 from hil.protocols.errors import InputError
@@ -45,11 +42,6 @@ class Network:
         if found != wanted:
             shapes = ["-".join(map(str, sizes)) for sizes in (found, wanted)]
             raise InputError(f"{source} holds a network of {shapes[0]}, {self.experiment} is one of {shapes[1]}")
-
-    def accuracy(self, layers: Sequence[AnalogLinear]) -> float:
-        """Of the network with these layers, on the test images."""
-        model = stack(self.settings, layers).eval()
-        return accuracy(FeedForward(model).forward, self.data.test_images, self.data.test_labels)
 
 
 @dataclass(frozen=True)
@@ -91,7 +83,8 @@ class ProgramWeights:
             reports += write.reports
         found = Convergence.concatenate(reports).summary()
         row = {key: value for key, value in found.items() if key != "error_quantiles"}
-        row["test_accuracy"] = self.network.accuracy(placed) if self.network else float("nan")
+        of = self.network
+        row["test_accuracy"] = accuracy_of(of.settings, placed, of.data) if of else float("nan")
         bench.log.metrics(row, dict.fromkeys(row, "") | {"mean_error": "S", "error_spread": "S"})
         keep_chip(bench.log, bench.memory())
 

@@ -3,14 +3,17 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
+from hil.data.schema import Start
 from hil.instruments.batching import BatchingTester
 from hil.instruments.tester import ArrayTester
 from hil.loop import Log
 from hil.mock_hw.twin import TwinTester
 from hil.protocols.messages import TesterKind
+from hil.provenance import git_commit, host, versions
 
 
 def twin_seed(seed: int) -> np.random.SeedSequence:
@@ -23,6 +26,32 @@ def outlives(raw: ArrayTester | None) -> bool:
     if raw is None or isinstance(raw, TwinTester):  # whose memory takes a while to write down
         return False
     return raw.identify().kind != TesterKind.REPLAY and raw.memory() is None
+
+
+def start_of(
+    config: dict[str, Any],
+    seed: int,
+    argv: tuple[str, ...],
+    meta: dict[str, str],
+    tester: ArrayTester | None,
+    config_text: str = "",
+    log: str = "full",
+) -> Start:
+    """What a run file begins with."""
+    return Start(
+        config=config,
+        config_text=config_text,
+        argv=argv,
+        seed=seed,
+        versions=versions(),
+        host=host(),
+        git_commit=git_commit(),
+        meta=meta,
+        identity=tester.identify() if tester else None,
+        capabilities=tester.capabilities() if tester else None,
+        log=log,
+        outlives=outlives(tester),
+    )
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from hil.cells import keep_cells
 from hil.desk import Desk
 from hil.durations import check_increasing
 from hil.protocols.errors import InputError
@@ -102,9 +103,7 @@ def spread_map(desk: Desk) -> None:
 def stuck(desk: Desk) -> None:
     """Which cells no pulse changes."""
     desk.step("scanning")
-    found = find_stuck(desk.tester, desk.cells)
-    places = {"array": found.array, "row": found.row, "column": found.column}
-    desk.log.snapshot("stuck", places, dict.fromkeys(places, ""))
+    keep_cells(desk.log, "stuck", find_stuck(desk.tester, desk.cells))
 
 
 LARGEST = {"reads": 100_000, "pulses": 10_000, "cycles": 1_000_000}

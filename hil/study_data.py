@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from hil.cells import flat_of
+from hil.cells import flat_of, kept_cells
 from hil.data.history import siemens
 from hil.data.run import LoggedOperation, Run
 from hil.data.schema import NONE
@@ -54,17 +54,14 @@ def rows_of(run: Run, study: str) -> Rows:
 
 def cells_of(run: Run) -> Cells:
     """The cells that were studied, in the order of every measurement."""
-    arrays = run.snapshot("cells").arrays
-    return Cells(arrays["array"], arrays["row"], arrays["column"])
+    return kept_cells(run, "cells")
 
 
 def is_stuck(run: Run) -> npt.NDArray[np.bool_]:
     """Which of the studied cells (cells,) the study `stuck` found. Raises `InputError` where it was not made."""
     if "stuck" not in run.snapshots:
         raise InputError(f"{run.path} holds no finished stuck study: hil characterize URI --study stuck --out RUN.h5")
-    arrays = run.snapshot("stuck").arrays
-    found = Cells(arrays["array"], arrays["row"], arrays["column"])
-    return np.isin(flat_of(cells_of(run), _chip(run)), flat_of(found, _chip(run)))
+    return np.isin(flat_of(cells_of(run), _chip(run)), flat_of(kept_cells(run, "stuck"), _chip(run)))
 
 
 def staircase_of(run: Run) -> Staircase:

@@ -33,7 +33,7 @@ def linearity(desk: Desk) -> None:
     """
     s, c = desk.settings, desk.capabilities
     if c.mvm == MvmMode.NONE:
-        desk.find("this tester does not multiply: linearity is the offset of reads of RESET cells, no more")
+        desk.bench.find("this tester does not multiply: linearity is the offset of reads of RESET cells, no more")
     blocks = [] if c.mvm == MvmMode.NONE else list(grids(desk.cells, c))
     desk.reset("writing")
     if blocks:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from hil.bench import connect, kept_chip
+from hil.cells import keep_cells
 from hil.config import Settings
 from hil.data.datasets import DataSet
 from hil.data.recording import RecordingTester
@@ -21,10 +22,9 @@ from hil.loop import Log, Training
 from hil.mapping import floorplan
 from hil.network import analog_layers, build, initial_weights
 from hil.observers import SILENT, LoopObserver, Observer
-from hil.placed import STUCK, keep_cells, keep_chip, keep_layer
+from hil.placed import STUCK, keep_chip, keep_layer
 from hil.protocols.messages import Capabilities
-from hil.provenance import git_commit, host, versions
-from hil.session import outlives, recorded, released_on_error, twin_seed
+from hil.session import recorded, released_on_error, start_of, twin_seed
 from hil.stuck import all_cells, find_stuck
 
 
@@ -173,17 +173,5 @@ def _doubts(count: int) -> tuple[str, ...]:
 
 
 def _start(job: Job, tester: ArrayTester | None, log: str) -> Start:
-    return Start(
-        config={"experiment": job.experiment} | job.settings.model_dump(mode="json") | {"log": log},
-        config_text=job.config_text,
-        argv=job.argv,
-        seed=job.settings.seed,
-        versions=versions(),
-        host=host(),
-        git_commit=git_commit(),
-        meta=job.meta,
-        identity=tester.identify() if tester else None,
-        capabilities=tester.capabilities() if tester else None,
-        log=log,
-        outlives=outlives(tester),
-    )
+    config = {"experiment": job.experiment} | job.settings.model_dump(mode="json") | {"log": log}
+    return start_of(config, job.settings.seed, job.argv, job.meta, tester, job.config_text, log)
