@@ -31,8 +31,8 @@ from hil.protocols.requests import (
 )
 
 Answer = TypeVar("Answer", Description, State, Done, Echoed, Readings, Receipt)
-FORGOTTEN_S = 0.7
-"""Silence after which firmware has forgotten half a message; it does after 0.5 s."""
+FORGOTTEN_S = 1.5
+"""Silence after which firmware has forgotten half a message: it does after 0.5 s, which a busy machine may see late."""
 PULSE_BYTES = 8
 """Of a cell to be pulsed: array, row, column, count."""
 MOST_ERRORS = 300
