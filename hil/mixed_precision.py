@@ -116,7 +116,7 @@ class MixedPrecisionSGD(torch.optim.Optimizer):
         if not lr > 0 or not granularity > 0 or (max_pulses is not None and max_pulses < 1):
             raise InputError(f"lr={lr}, granularity={granularity} and max_pulses={max_pulses} must be above 0")
         self._layer_of: dict[Tensor, _Layer] = {}
-        self._plain = False  # whether there are other parameters
+        self._members: list[tuple[list[_Layer], list[Tensor]]] = []  # of each group: analog weights, other parameters
         super().__init__(params, {"lr": lr})
         self.granularity = granularity
         self.max_pulses = max_pulses
@@ -126,12 +126,16 @@ class MixedPrecisionSGD(torch.optim.Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As in torch; analog weights among the parameters get their chi."""
         super().add_param_group(param_group)
+        layers: list[_Layer] = []
+        others: list[Tensor] = []
         for parameter in self.param_groups[-1]["params"]:
             if isinstance(parameter, AnalogWeight):
                 chi = self.state[parameter]["chi"] = torch.zeros(parameter.pairs.shape)
                 self._layer_of[parameter] = _Layer(parameter, chi)
+                layers.append(self._layer_of[parameter])
             else:
-                self._plain = True
+                others.append(parameter)
+        self._members.append((layers, others))
 
     def state_dict(self) -> dict[str, Any]:
         """As in torch, with what else is known of each analog weight under `analog`."""
@@ -157,7 +161,7 @@ class MixedPrecisionSGD(torch.optim.Optimizer):
         """Forget gradients, those of analog weights too, which have nothing that torch knows of."""
         for layer in self._layer_of.values():
             layer.weight.factors.clear()
-        if self._plain:
+        if any(others for _, others in self._members):
             super().zero_grad(set_to_none)
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -180,12 +184,11 @@ class MixedPrecisionSGD(torch.optim.Optimizer):
     def _update(self) -> int:
         """Update all parameters; returns how many images the analog ones have seen."""
         images = 0
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if isinstance(parameter, AnalogWeight):
-                    layer = self._layer_of[parameter]
-                    images = max(images, layer.update(group["lr"], self.granularity, self.max_pulses))
-                elif parameter.grad is not None:
+        for group, (layers, others) in zip(self.param_groups, self._members, strict=True):
+            for layer in layers:
+                images = max(images, layer.update(group["lr"], self.granularity, self.max_pulses))
+            for parameter in others:
+                if parameter.grad is not None:
                     with torch.no_grad():
                         parameter.add_(parameter.grad, alpha=-group["lr"])
         return images

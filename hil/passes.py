@@ -14,7 +14,9 @@ from hil.mixed_precision import MixedPrecisionSGD
 
 
 class Passes(Protocol):
-    """What the loop asks of a network; the loss is half the sum of squares over outputs and batch."""
+    """What the loop asks of a network; the loss is half the sum of squares over outputs and batch, whose gradient by
+    the outputs is what they are above their targets.
+    """
 
     def train(self, images: F32, targets: F32) -> F32:
         """Outputs (batch, classes) for images (batch, features), after which the weights have been updated.
@@ -48,15 +50,17 @@ class AutogradPasses:
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self._model = model
-        self._optimizer = optimizer
+        self._zero_grad = optimizer.zero_grad
+        self._step: Callable[[], object] = optimizer.step
+        if isinstance(optimizer, MixedPrecisionSGD):
+            self._step = optimizer.take_gradients
 
     def train(self, images: F32, targets: F32) -> F32:
-        self._optimizer.zero_grad()
+        self._zero_grad()
         outputs = self._model(torch.from_numpy(images))
-        loss = 0.5 * ((outputs - torch.from_numpy(targets)) ** 2).sum()
-        loss.backward()
-        self._optimizer.step()
         result: F32 = outputs.detach().numpy()
+        outputs.backward(torch.from_numpy(result - targets))
+        self._step()
         return result
 
     @torch.no_grad()

@@ -1,10 +1,12 @@
 """The source of normals: a state that can be stored and continued."""
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from scipy import stats
 
-from hil.mock_hw.normals import BLOCK, EDGES, HEIGHTS, LAYERS, NormalSource, ziggurat
+import hil.mock_hw.normals as normals
+from hil.mock_hw.normals import BLOCK, EDGES, HEIGHTS, LAYERS, SPARE, NormalSource, skip_to, ziggurat
 
 
 def source(seed: int = 1) -> NormalSource:
@@ -24,8 +26,8 @@ def test_all_layers_have_the_same_area() -> None:
 
 
 def test_moments_body_and_tails_are_those_of_the_normal_distribution() -> None:
-    normals, count = source(3), 1 << 23
-    values = np.concatenate([normals.take(1 << 20).astype(np.float64) for _ in range(count >> 20)])
+    normal, count = source(3), 1 << 23
+    values = np.concatenate([normal.take(1 << 20).astype(np.float64) for _ in range(count >> 20)])
     for power, expected, variance in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)):
         assert abs((values**power).mean() - expected) < 5 * np.sqrt(variance / count)
     edges = np.concatenate([[-np.inf], np.linspace(-4.2, 4.2, 200), [np.inf]])
@@ -44,23 +46,42 @@ def test_neighbouring_values_are_independent() -> None:
             assert abs(np.corrcoef(a, b)[0, 1]) < 5 / np.sqrt(len(a))
 
 
-def test_compiled_and_plain_python_make_the_same_normals_of_the_same_words() -> None:
-    words = np.random.SFC64(5).random_raw(20_000)
+def words_of(generator: np.random.SFC64) -> npt.NDArray[np.uint64]:
+    state: npt.NDArray[np.uint64] = generator.state["state"]["state"].copy()
+    return state
+
+
+def test_compiled_and_plain_python_make_the_same_normals_of_the_same_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    states = words_of(np.random.SFC64(5)), words_of(np.random.SFC64(5))
     compiled, plain = np.empty(19_000, np.float32), np.empty(19_000, np.float32)
-    done = ziggurat(words, EDGES, HEIGHTS, compiled)
+    ziggurat(states[0], EDGES, HEIGHTS, compiled)
+    for function in ("next_word", "uniform"):
+        monkeypatch.setattr(normals, function, getattr(normals, function).py_func)
     with np.errstate(over="ignore"):
-        assert ziggurat.py_func(words, EDGES, HEIGHTS, plain) == done == len(compiled)
+        ziggurat.py_func(states[1], EDGES, HEIGHTS, plain)
     np.testing.assert_allclose(plain, compiled, rtol=1e-6)
+    assert np.array_equal(*states)
 
 
-def test_where_the_words_end_the_normals_made_so_far_are_whole() -> None:
-    words = np.random.SFC64(6).random_raw(1000)
-    some, more = np.full(2000, np.nan, np.float32), np.empty(800, np.float32)
-    done = ziggurat(words, EDGES, HEIGHTS, some)
-    assert 900 < done < 1000
-    assert np.isnan(some[done:]).all()
-    assert ziggurat(words, EDGES, HEIGHTS, more) == 800
-    assert np.array_equal(some[:800], more)
+def test_the_words_are_those_of_numpys_generator() -> None:
+    ours, numpys = words_of(np.random.SFC64(6)), np.random.SFC64(6)
+    start = int(ours[3])
+    skip_to(np.uint64(start + 20_000), ours)
+    numpys.random_raw(20_000)
+    assert np.array_equal(ours, words_of(numpys))
+    ziggurat(ours, EDGES, HEIGHTS, np.empty(5000, np.float32))
+    drawn = int(ours[3]) - start - 20_000
+    assert 5000 < drawn < 5200  # one of a hundred normals needs another word
+    numpys.random_raw(drawn)
+    assert np.array_equal(ours, words_of(numpys))
+
+
+def test_where_a_block_begins_follows_from_the_length_of_those_before() -> None:
+    ours, numpys = source(7), np.random.SFC64(np.random.SeedSequence(7))
+    ours.take(2)
+    ours.take(BLOCK)  # what is left of the first block is too short for it
+    numpys.random_raw(BLOCK + SPARE + BLOCK // 32)
+    assert np.array_equal(ours.state()["generator"]["state"]["state"], words_of(numpys))
 
 
 def test_the_same_requests_after_the_same_seed_give_the_same_values() -> None:
@@ -74,8 +95,8 @@ def test_another_seed_gives_other_values() -> None:
 
 
 def test_no_value_is_handed_out_twice() -> None:
-    normals = source()
-    values = np.concatenate([normals.take(count).copy() for count in (1000, BLOCK, 1000, 5, BLOCK + 5, 7)])
+    normal = source()
+    values = np.concatenate([normal.take(count).copy() for count in (1000, BLOCK, 1000, 5, BLOCK + 5, 7)])
     assert len(np.unique(values)) > 0.98 * len(values)  # single precision repeats a few by chance
     windows = np.lib.stride_tricks.sliding_window_view(values, 4)
     assert len(np.unique(windows, axis=0)) == len(windows)
