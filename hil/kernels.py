@@ -101,18 +101,20 @@ def combine(codes: Codes, places: I64, pairwise: bool, factor: float, scale: F32
     `places` (blocks, 2) holds each block's first output and number of outputs; those beyond `out` (the bias row, going
     back) are left out. With `pairwise`, neighbouring codes are a pair's two lines.
     """
-    width = 2 if pairwise else 1
     for b in range(codes.shape[0]):
         out[b, :] = 0
         at = 0
         for n in range(places.shape[0]):
             first, count = places[n]
-            for j in range(min(count, out.shape[1] - first)):
-                value = np.float32(codes[b, at + width * j])
-                if pairwise:
-                    value -= np.float32(codes[b, at + width * j + 1])
-                out[b, first + j] += value
-            at += width * count
+            part = out[b, first : first + count]
+            if pairwise:
+                for j in range(part.size):
+                    part[j] += np.float32(codes[b, at + 2 * j]) - np.float32(codes[b, at + 2 * j + 1])
+                count *= 2
+            else:  # a loop of its own, which vectorises
+                for j in range(part.size):
+                    part[j] += np.float32(codes[b, at + j])
+            at += count
         unit = factor * scale[b]
         for j in range(out.shape[1]):
             out[b, j] *= unit
