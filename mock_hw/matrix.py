@@ -23,7 +23,7 @@ ALL: Codes = np.empty((0, 0), np.int8)
 """Stands for codes that drive all word lines."""
 
 
-def age_classes(nu: float, p: PcmParameters) -> records.Records:
+def age_classes(nu: float, p: PcmParameters) -> physics.AgeClasses:
     """Classes in which G differs by no more than `DRIFT_BOUND` from its value at the middle age, for drift exponents up
     to `nu`, or all that `inference` draws.
     """
@@ -31,15 +31,13 @@ def age_classes(nu: float, p: PcmParameters) -> records.Records:
     if p.inference:
         nu, youngest = InferenceParameters().steepest(), min(p.t_min, YOUNGEST)
     elif not p.drift or nu == 0:
-        return np.array([(physics.NEVER, p.t0, 1.0)], records.AGE_CLASS)
+        return np.array([physics.NEVER]), np.array([p.t0]), np.ones(1)
     ratio = (1 + DRIFT_BOUND) ** (2 / nu)
     count = max(1, math.ceil(math.log(OLDEST / youngest) / math.log(ratio)))
-    classes = np.zeros(count, records.AGE_CLASS)
     starts = youngest * ratio ** np.arange(count)
-    classes["middle"] = starts * math.sqrt(ratio)
-    classes["factor"] = physics.drift_factor(classes["middle"], p.nu, records.constants(p)[0])
-    classes["end_ns"] = np.append(np.rint(starts[1:] * 1e9), physics.NEVER)
-    return classes
+    middles = starts * math.sqrt(ratio)
+    ends_ns = np.append(np.rint(starts[1:] * 1e9).astype(np.int64), physics.NEVER)
+    return ends_ns, middles, physics.drift_factor(middles, p.nu, records.constants(p)[0])
 
 
 class Matrix:

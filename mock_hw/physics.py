@@ -28,13 +28,17 @@ from hil.mock_hw.records import Records
 from hil.protocols.messages import Codes
 
 F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
 U16 = npt.NDArray[np.uint16]
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 
-Crossings = tuple[F32, F32, Records, Records, U16, Records, F32]
-"""A matrix: weight and variance (crossings,), age classes (AGE_CLASS), word lines (WORD_LINE), the bit lines of the
-devices of each block, the chip's cells (CELL) and drift exponents."""
+AgeClasses = tuple[I64, F64, F64]
+"""Of each class: the first age beyond it (ns), the age that stands for it (s), and the drift factor at that age where
+all cells have the same exponent."""
+Crossings = tuple[F32, F32, AgeClasses, Records, U16, Records, F32]
+"""A matrix: weight and variance (crossings,), age classes, word lines (WORD_LINE), the bit lines of the devices of each
+block, the chip's cells (CELL) and drift exponents."""
 
 NEVER = np.iinfo(np.int64).max // 2
 GROUP = 4  # crossings of a word line that are due together
@@ -362,23 +366,22 @@ def _age_group(crossings: Crossings, devices: int, r: int, group: int, now_ns: i
     """Weights and variances of a group of crossings on word line `r`; returns when the first of its devices will
     outgrow its class, or its flicker change.
     """
-    weight, variance, classes, word_lines, lines, cells, nu = crossings
+    weight, variance, (ends, middles, factors), word_lines, lines, cells, nu = crossings
     line, p = word_lines[r], parameters[0]
-    due, k = np.int64(NEVER), 0  # the search for a device's class begins at that of the device before
+    due = np.int64(NEVER)
     for j in range(GROUP * group, min(GROUP * (group + 1), line.columns)):
         total = spread = 0.0
         for device in range(devices):
             flat = line.base + lines[line.lines + devices * j + device]
             cell = cells[flat]
             age_ns = now_ns - cell.pulsed_ns
-            while age_ns >= classes[k].end_ns:
-                k += 1
-            while k > 0 and age_ns < classes[k - 1].end_ns:
-                k -= 1
-            due = min(due, cell.pulsed_ns + classes[k].end_ns)
+            k = 0
+            for end in ends:  # all of them are counted sooner than the processor has guessed its way to the right one
+                k += age_ns >= end
+            due = min(due, cell.pulsed_ns + ends[k])
             g = np.float64(cell.conductance)
-            g *= classes[k].factor if nu.size == 1 else drift_factor(classes[k].middle, np.float64(nu[flat]), p)
-            deviation = read_spread(g, np.float64(cell.conductance), classes[k].middle, p)
+            g *= factors[k] if nu.size == 1 else drift_factor(middles[k], np.float64(nu[flat]), p)
+            deviation = read_spread(g, np.float64(cell.conductance), middles[k], p)
             white = 1
             if p.flicker and p.read_noise:
                 due = min(due, cell.pulsed_ns + next_change(age_ns))

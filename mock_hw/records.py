@@ -31,14 +31,6 @@ WORD_LINE = np.dtype(
     ],
     align=True,
 )
-AGE_CLASS = np.dtype(
-    [
-        ("end_ns", np.int64),  # first age beyond the class
-        ("middle", np.float64),  # s, the age that stands for it
-        ("factor", np.float64),  # drift factor at that age, where all cells have the same exponent
-    ],
-    align=True,
-)
 
 
 def constants(p: PcmParameters, key: int = 0) -> Records:

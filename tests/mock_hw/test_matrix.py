@@ -164,13 +164,13 @@ def test_groups_and_word_lines_are_due_when_their_first_device_outgrows_its_clas
 ) -> None:
     chip = make_chip(**drifting)
     matrix = matrix_of(chip, PAIRS)
-    classes = vars(matrix)["_crossings"][2]
+    ends_ns, _, _ = vars(matrix)["_crossings"][2]
     group_due, line_due = vars(matrix)["_due"]
 
     def check() -> None:
         pulsed = chip.cells["pulsed_ns"][device_cells(chip, PAIRS)]
-        k = np.searchsorted(classes["end_ns"], chip.now_ns - pulsed, side="right")
-        ends = (pulsed + classes["end_ns"][k]).min(1)
+        k = np.searchsorted(ends_ns, chip.now_ns - pulsed, side="right")
+        ends = (pulsed + ends_ns[k]).min(1)
         assert np.array_equal(line_due, ends)
         assert np.array_equal(line_due, group_due.min(1))
         assert vars(matrix)["_due_ns"] == ends.min()
@@ -218,13 +218,13 @@ def test_word_lines_that_are_not_driven_wait_until_they_are(make_chip: MakeChip)
 @pytest.mark.parametrize("nu", [0.001, 0.04, 0.3, 1.0])
 def test_an_age_class_ends_before_the_drift_within_it_passes_the_bound(make_chip: MakeChip, nu: float) -> None:
     p = make_chip(nu=nu).parameters.cell
-    classes = age_classes(nu, p)
-    ends = classes["end_ns"][:-1] * 1e-9
-    assert (np.diff(classes["end_ns"].astype(np.float64)) > 0).all()
+    ends_ns, middles, factors = age_classes(nu, p)
+    ends = ends_ns[:-1] * 1e-9
+    assert (np.diff(ends_ns.astype(np.float64)) > 0).all()
     for ages in (np.append(p.t_min, ends), np.append(ends, 4e9)):
-        error = classes["middle"] ** -nu / ages**-nu - 1
+        error = middles**-nu / ages**-nu - 1
         assert np.abs(error).max() <= DRIFT_BOUND + 1e-3
-    np.testing.assert_allclose(classes["factor"], (classes["middle"] / p.t0) ** -nu)
+    np.testing.assert_allclose(factors, (middles / p.t0) ** -nu)
 
 
 def test_without_drift_there_is_nothing_to_follow(make_chip: MakeChip) -> None:
