@@ -96,10 +96,15 @@ def kept_chip(uri: str) -> Path | None:
 
 
 def check_apart(uri: str, run: Path) -> None:
-    """Raise `InputError` for a run file that would take the place of the tester's chip."""
-    kept = kept_chip(uri)
-    if kept is not None and kept.resolve() == run.resolve():
-        raise InputError(f"{run} is where the chip is kept: choose another name for the run file with --out")
+    """Raise `InputError` for a run file that would take the place of the tester's chip, or of the recording that is the
+    tester.
+    """
+    scheme, _, rest = uri.partition(":")
+    held, what = kept_chip(uri), "where the chip is kept"
+    if scheme == "replay":
+        held, what = Path(rest), "the recording that is replayed"
+    if held is not None and held.resolve() == run.resolve():
+        raise InputError(f"{run} is {what}: choose another name for the run file with --out")
 
 
 def _kept_chip(

@@ -59,6 +59,12 @@ class Evaluation:
             bench.find(self.doubt)
         layers = placed_layers(self.run_file, self.settings, bench.tester)
         before = [magnitude(layer) for layer in layers]
+        for number, layer in enumerate(layers, 1):
+            if layer.weight.products.calibration.saturated:
+                bench.find(
+                    f"layer {number}: sums of all inputs are beyond the largest range of the converter: less drift is "
+                    "compensated than there is"
+                )
         began_ns = bench.tester.time_ns()
         for number, seconds in enumerate((0.0, *self.times)):
             bench.step(number, len(self.times) + 1, f"at {seconds:g} s")
@@ -81,10 +87,10 @@ class Evaluation:
 
 
 def magnitude(layer: AnalogLinear) -> float:
-    """Sum of the magnitudes of a layer's outputs for all inputs 1, as the mean of some products."""
+    """Sum of the magnitudes of a layer's outputs for all inputs 1, each the mean of some products."""
     layer.weight.products.forget()
     ones = np.ones((CALIBRATIONS, layer.in_features), np.float32)
-    total = float(np.abs(layer.weight.products.forward(ones).mean(0)).sum())
+    total = float(np.abs(layer.weight.products.calibrate(ones).mean(0)).sum())
     if not total > 0:
         raise InputError("a layer gives nothing for any input: its devices hold no weights any more")
     return total
@@ -105,6 +111,8 @@ def evaluate(
     check_increasing(tuple(times))
     if times[-1] > LATEST:
         raise InputError(f"time {times[-1]:g} s is beyond the latest that is evaluated, {LATEST:g} s")
+    if place.out.resolve() == source.resolve():
+        raise InputError(f"{source} is the run that is evaluated: choose another name for its evaluation with --out")
     with Run.open(source) as run:
         settings = network_settings(run)
         data = kept(run, settings, data_dir)
@@ -118,11 +126,15 @@ def network_settings(run: Run) -> Settings:
         raise InputError(f"{run.path} was made in floating point: there are no devices that drift")
     if not run.layers:
         raise InputError(f"{run.path} does not say where weights lie: it holds no trained or programmed network")
-    if run.config.get("procedure") is None:
-        return stored_settings(run.config, str(run.path))
-    if run.config.get("network") is None:
+    config = run.config if run.config.get("procedure") is None else run.config.get("network")
+    if config is None:
         raise InputError(f"{run.path} holds no network with data: train one, or program one with --experiment")
-    return stored_settings(run.config["network"], str(run.path))
+    settings = stored_settings(config, str(run.path))
+    if len(run.layers) != (expected := len(settings.hidden) + 1):
+        raise InputError(
+            f"{run.path} was stopped when {len(run.layers)} of {expected} layers had been written: write them again"
+        )
+    return settings
 
 
 def _chip(run: Run, uri: str) -> tuple[ArrayTester, str]:

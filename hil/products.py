@@ -1,7 +1,7 @@
 """Products of vectors with the weights of a layer: by the array itself, or on the host with what it reads there."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,8 @@ class Products(ABC):
 
     def __init__(self) -> None:
         self.conversions = {direction: Conversions() for direction in Direction}
+        self.calibration = Conversions()
+        """Of the last `calibrate`."""
 
     @abstractmethod
     def forward(self, x: F32, out: F32 | None = None) -> F32:
@@ -47,6 +49,10 @@ class Products(ABC):
     @abstractmethod
     def backward(self, delta: F32, out: F32 | None = None) -> F32:
         """(batch, columns) to (batch, rows - 1)."""
+
+    @abstractmethod
+    def calibrate(self, x: F32) -> F32:
+        """As `forward`, for vectors whose outputs may be larger than those of any image."""
 
     @abstractmethod
     def changed(self, index: Index) -> None:
@@ -99,6 +105,7 @@ class AnalogProducts(Products):
         c = self._tester.capabilities()
         self._factor = self._plain = weight_per_ampere(pairs.scale, c) * c.dac_top
         self._top, self._dtype = c.dac_top, np.dtype(c.dac_dtype)
+        self._gains = range(len(c.mvm_ranges))
         single, (rows, columns) = c.readout == Readout.SINGLE, pairs.shape
         width = 2 if single else 1  # lines of a column
         blocks = self._region.blocks
@@ -124,11 +131,16 @@ class AnalogProducts(Products):
         )
 
     def forward(self, x: F32, out: F32 | None = None) -> F32:
-        codes = np.empty((len(x), self._forward.lines), self._dtype)
-        scale = np.empty(len(x), np.float32)
-        if not quantise_inputs(x, self._top, codes, scale):
-            raise not_finite(Direction.FORWARD)
-        return self._convert(codes, scale, self._forward, out)
+        return self._convert(*self._quantised(x), self._forward, out)
+
+    def calibrate(self, x: F32) -> F32:
+        """By the smallest range, from the usual one on, in which no output meets the end."""
+        for gain in self._gains[self._forward.gain :]:
+            self.calibration = Conversions()
+            out = self._convert(*self._quantised(x), replace(self._forward, gain=gain, count=self.calibration), None)
+            if not self.calibration.saturated:
+                break
+        return out
 
     def backward(self, delta: F32, out: F32 | None = None) -> F32:
         codes = np.empty((len(delta), self._backward.lines), self._dtype)
@@ -145,6 +157,14 @@ class AnalogProducts(Products):
 
     def rescale(self, factor: float) -> None:
         self._factor = self._plain * factor
+
+    def _quantised(self, x: F32) -> tuple[Codes, F32]:
+        """DAC codes (batch, lines) of forward vectors, and what one code of each stands for."""
+        codes = np.empty((len(x), self._forward.lines), self._dtype)
+        scale = np.empty(len(x), np.float32)
+        if not quantise_inputs(x, self._top, codes, scale):
+            raise not_finite(Direction.FORWARD)
+        return codes, scale
 
     def _convert(self, codes: Codes, scale: F32, way: Way, out: F32 | None) -> F32:
         readings = self._tester.mvm(self._region, Vectors(codes, scale), way.direction, way.gain)
@@ -213,6 +233,9 @@ class HostProducts(Products):
             out = np.empty((len(x), self._pairs.shape[1]), np.float32)
         product(x, self._weight, out)
         return out
+
+    def calibrate(self, x: F32) -> F32:
+        return self.forward(x)
 
     def backward(self, delta: F32, out: F32 | None = None) -> F32:
         if not all_finite(delta):

@@ -133,3 +133,11 @@ def test_a_run_file_is_not_put_where_the_chip_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "chip.h5"
     with pytest.raises(InputError, match="is where the chip is kept"):
         plan("digits", tester=f"twin:{path}?chip=ideal", out=path)
+
+
+def test_a_run_file_is_not_put_where_the_recording_is_that_is_replayed(tmp_path: Path) -> None:
+    path = tmp_path / "run.h5"
+    path.write_text("a recording")
+    with pytest.raises(InputError, match="is the recording that is replayed"):
+        plan("digits", tester=f"replay:{path}", out=path, overwrite=True)
+    assert path.read_text() == "a recording"

@@ -55,6 +55,29 @@ def test_the_factor_is_what_drift_has_taken(digits_run: Any, tmp_path: Path) -> 
     assert age > 0
 
 
+def test_sums_beyond_the_range_of_training_are_compensated_as_well(
+    make_job: Callable[..., Job], tmp_path: Path
+) -> None:
+    job = make_job(forward_range="2.0")
+    train(job)
+    evaluate(job.out, (1e5, 1e7), place_of(job.out, None, tmp_path / "e.h5", False, ()))
+    found = metrics_of(tmp_path / "e.h5")
+    for factors in (found["factor_layer1"], found["factor_layer2"]):
+        assert factors[2] / factors[1] == pytest.approx((1e7 / 1e5) ** 0.04, rel=0.03)  # a power law of time
+    with Run.open(tmp_path / "e.h5") as run:
+        assert not run.messages
+
+
+def test_sums_beyond_all_ranges_are_told(make_job: Callable[..., Job], tmp_path: Path) -> None:
+    (tmp_path / "chip.toml").write_text('base = "pcm-analog"\nmvm_spans = [2.0]\n')
+    job = make_job(tester=f"twin:{tmp_path}/chip.toml", forward_range="2.0", backward_range="2.0")
+    train(job)
+    evaluate(job.out, (YEAR,), place_of(job.out, None, tmp_path / "e.h5", False, ()))
+    with Run.open(tmp_path / "e.h5") as run:
+        texts = [text for _, text in run.messages]
+    assert texts[0].startswith("layer 1: sums of all inputs are beyond the largest range of the converter")
+
+
 def test_without_drift_nothing_changes(make_job: Callable[..., Job], tmp_path: Path) -> None:
     job = make_job(tester="twin:pcm-analog?arrays=2&rows=80&columns=256&drift=off&read_noise=off")
     train(job)
@@ -144,6 +167,22 @@ def test_runs_without_a_network_on_devices_are_refused(
     with pytest.raises(InputError, match="does not say where weights lie"):
         evaluate(tmp_path / "e.h5", (25.0,), Place("twin:", tmp_path / "f.h5"))
     assert not (tmp_path / "f.h5").exists()
+
+
+def test_the_run_that_is_evaluated_stays_where_it_is(short_run: Path, tmp_path: Path) -> None:
+    source = Path(shutil.copy(short_run, tmp_path / "run.h5"))
+    with pytest.raises(InputError, match="is the run that is evaluated"):
+        evaluate(source, (25.0,), Place("twin:", tmp_path / "." / "run.h5", overwrite=True))
+    assert source.read_bytes() == short_run.read_bytes()
+
+
+def test_a_network_of_which_a_layer_was_not_written_is_refused(short_run: Path, tmp_path: Path) -> None:
+    source = Path(shutil.copy(short_run, tmp_path / "run.h5"))
+    with h5py.File(source, "r+") as file:
+        del file["snapshots/layer2"]
+    with pytest.raises(InputError, match="was stopped when 1 of 2 layers had been written"):
+        evaluate(source, (25.0,), Place("twin:", tmp_path / "e.h5"))
+    assert not (tmp_path / "e.h5").exists()
 
 
 def test_a_run_that_was_killed_does_not_hold_its_chip(short_run: Path, tmp_path: Path) -> None:

@@ -75,6 +75,21 @@ def test_analog_products_are_those_of_the_conductances(
     assert analog.conversions[Direction.FORWARD].converted >= 5 * 10
 
 
+@pytest.mark.parametrize(("level", "saturated"), [(0.2e-6, False), (4e-6, False), (8e-6, True)])
+def test_a_calibration_takes_a_range_that_holds_its_outputs(
+    level: float, saturated: bool, make_tester: MakeTester, weights_of: WeightsOf
+) -> None:
+    pairs = DifferentialPairs(make_tester(), 60, 10, 1.0)
+    pairs.write(np.arange(len(pairs)), np.full(len(pairs), level, np.float32))
+    analog, ones = AnalogProducts(pairs, 4.0, 4.0), np.ones((3, 59), np.float32)
+    sums = weights_of(pairs).sum(0)
+    assert (sums > 48).all() == saturated  # the largest range, in weight units
+    result = analog.calibrate(ones)
+    assert bool(analog.calibration.saturated) == saturated
+    assert analog.conversions[Direction.FORWARD].converted == 0  # it is no part of training
+    np.testing.assert_allclose(result, np.tile(np.minimum(sums, 48), (3, 1)), rtol=0.001)
+
+
 def test_a_batch_gives_what_its_vectors_give_one_by_one(make_tester: MakeTester) -> None:
     analog = AnalogProducts(random_pairs(make_tester(), 20, 7), 12.0, 4.0)
     x = vectors(5, 19)
