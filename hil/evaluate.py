@@ -34,7 +34,7 @@ class Evaluation:
     """The procedure: wait, correct and evaluate at increasing `times` (s) since its beginning, the first at once.
 
     Global drift compensation: one digital factor per layer, the sum of the magnitudes of its outputs for all inputs 1
-    at the beginning over the same now. Source: Joshi et al., Nat. Commun. 11, 2473 (2020), as in aihwkit.
+    at the beginning over the same now. Source: Joshi et al., Nat. Commun. 11, 2473 (2020).
     """
 
     run_file: Run
