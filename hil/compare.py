@@ -156,14 +156,15 @@ def _staircase(a: Run, b: Run) -> Iterator[Series]:
 
 def _drift(a: Run, b: Run) -> Iterator[Series]:
     found = _both(a, b, drift_of)
-    if found is None:
+    if found is None or min(one.reads.count for one in found) < 2:  # a single read tells no noise
         return
     steps = min(len(one.reads.age) for one in found)
     ages = [one.reads.age[:steps] for one in found]
-    if not np.allclose(ages[0], ages[1], rtol=0.05):
+    clear = [_clear(one.reads) for one in found]
+    if steps < 2 or not np.allclose(ages[0], ages[1], rtol=0.05) or not all(cells.any() for cells in clear):
         return
     labels = [f"{age:.3g} s" for age in ages[0]]
-    relative = [one.reads.mean[:, _clear(one.reads)] / one.reads.mean[0, _clear(one.reads)] for one in found]
+    relative = [one.reads.mean[:, cells] / one.reads.mean[0, cells] for one, cells in zip(found, clear, strict=True)]
     rows = [list(range(1, steps))] * 2
     yield _series("conductance over that at first", "", "time after the last pulse", labels[1:], relative, rows)
 

@@ -31,6 +31,7 @@ class DifferentialPairs:
         self._stuck = _stuck(plan.stuck, self.placement.places)
         self._capabilities = tester.capabilities()
         self._staircase = np.array(self._capabilities.staircase, np.float32)
+        self._reset = self._staircase[0] if len(self._staircase) else np.float32(0)  # S, of a device that is RESET
         self.sent = {Operation.SET: 0, Operation.RESET: 0}  # pulses so far
         self.in_doubt = 0  # operations of which nobody knows what they did
         self.at_limit = 0  # of these, pulses that met an end of the conductance range, as far as the tester can tell
@@ -66,7 +67,7 @@ class DifferentialPairs:
         if not len(self._staircase):
             raise InputError("the tester knows no staircase (capabilities), so weights cannot be written open loop")
         largest = max(float(difference.max(initial=0)), -float(difference.min(initial=0)))
-        reach = float(self._staircase[-1] - self._staircase[0])
+        reach = float(self._staircase[-1] - self._reset)
         if not largest <= reach:
             raise InputError(f"a difference of {largest:.3g} S is beyond the {reach:.3g} S that SET pulses reach")
         for start in range(0, len(index), SLICE):
@@ -78,8 +79,7 @@ class DifferentialPairs:
         """As `write`, but each device is programmed to its conductance by reading it and pulsing again; see
         `program_and_verify`.
         """
-        reset = self._staircase[0] if len(self._staircase) else np.float32(0)
-        levels = np.concatenate(self._levels(index, difference)) + reset
+        levels = np.concatenate(self._levels(index, difference)) + self._reset
         devices = np.concatenate([index, index + len(self)])
         if self._stuck.size:
             free = ~self._stuck[devices]
@@ -96,7 +96,7 @@ class DifferentialPairs:
         both = np.concatenate([index, index])
         signs = np.repeat(np.array([1, -1], np.int32), len(index))
         self._send(Operation.RESET, both, signs)
-        middles = (self._staircase[1:] + self._staircase[:-1]) / 2 - self._staircase[0]
+        middles = (self._staircase[1:] + self._staircase[:-1]) / 2 - self._reset
         steps = np.searchsorted(middles, np.concatenate(self._levels(index, difference))).astype(np.int32)
         self._send(Operation.SET, both, signs * steps)
 
@@ -109,8 +109,8 @@ class DifferentialPairs:
             plus_stuck, minus_stuck = self._stuck[index], self._stuck[index + len(self)]
             if plus_stuck.any() or minus_stuck.any():
                 plus, minus = self.measure(index)
-                up = np.where(minus_stuck, difference + minus, up)
-                down = np.where(plus_stuck, plus - difference, down)
+                up = np.where(minus_stuck, minus - self._reset + difference, up)
+                down = np.where(plus_stuck, plus - self._reset - difference, down)
         return up, down
 
     def state(self) -> dict[str, Any]:

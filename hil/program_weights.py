@@ -66,9 +66,12 @@ class ProgramWeights:
         plan = Floorplan(capabilities)
         for matrix in self.layers.values():
             plan.place(*matrix.shape)
-        if reach_of(capabilities) < UNIT:
-            reach = f"{reach_of(capabilities):.3g} S"
-            raise InputError(f"SET pulses reach {reach}, and the largest weight of a layer is to become {UNIT:g} S")
+        top, reset = reach_of(capabilities), capabilities.staircase[0] if capabilities.staircase else 0.0
+        if top < UNIT + reset:
+            raise InputError(
+                f"SET pulses reach from {reset:.3g} to {top:.3g} S, and the largest weight of a layer is to become a "
+                f"difference of {UNIT:g} S: choose a chip with a larger range"
+            )
 
     def run(self, bench: Bench) -> None:
         if self.network is not None:

@@ -9,6 +9,7 @@ import numpy.typing as npt
 from hil.data.run import Run
 from hil.measured import Floats, Reads
 from hil.protocols.errors import DataError, InputError
+from hil.protocols.messages import MvmMode
 from hil.stuck import MOVED
 from hil.study_data import Linearity, Rows, is_stuck, linearity_of, reads_of, rows_of, studies_of
 
@@ -145,9 +146,13 @@ def stuck(cells: npt.NDArray[np.bool_]) -> str:
 def products_of(run: Run) -> list[Linearity]:
     """Products on arrays where some were within the converter's range; none where the tester does not multiply.
 
-    Raises `InputError` where all of them went beyond it.
+    Raises `InputError` where all of them went beyond it, or none was done yet.
     """
     grids = linearity_of(run)
+    if not grids and not (run.capabilities and run.capabilities.mvm == MvmMode.NONE):
+        raise InputError(
+            f"{run.path} holds no product of its linearity study yet: finish it with hil resume {run.path}"
+        )
     seen = [grid for grid in grids if np.isfinite(grid.gain).any()]
     if grids and not seen:
         raise InputError("every product went beyond the converter's range: give fewer --pulses")

@@ -99,7 +99,7 @@ def test_weights_go_from_a_run_onto_a_chip_and_are_followed() -> None:
         (("evaluate", "none.h5"), "there is no such file"),
         (("evaluate", "t.h5", "--times", "1h,25s"), "increas"),
         (("evaluate", "t.h5", "--times", "soon"), "soon"),
-        (("evaluate", "t.h5", "--times", "25s", "--out", "t.h5"), "exists"),
+        (("evaluate", "t.h5", "--times", "25s", "--out", "t.h5"), "choose another name"),
         (("compare", "t.h5", "none.h5"), "there is no such file"),
         (("program", "none.safetensors"), "cannot be read as a safetensors file"),
         (("program", "bad.safetensors"), "cannot be read as a safetensors file"),
@@ -115,6 +115,16 @@ def test_what_cannot_be_done_is_one_line(arguments: tuple[str, ...], says: str, 
     assert says in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert Path("t.h5").read_bytes() == short_run.read_bytes()
+
+
+def test_a_weight_beyond_the_range_of_a_chip_is_refused_before_a_file_is_made(short_run: Path) -> None:
+    Path("t.h5").write_bytes(short_run.read_bytes())
+    assert hil("export", "t.h5", "--weights", "w.safetensors").exit_code == 0
+    refused = hil("program", "w.safetensors", "--tester", f"{SMALL}&g_max=8.05e-6", "--out", "p.h5")
+    assert refused.exit_code == 2
+    assert "SET pulses reach from 1e-07 to 8.05e-06 S" in refused.stderr.splitlines()[-1]
+    assert not Path("p.h5").exists()
+    assert hil("program", "w.safetensors", "--tester", f"{SMALL}&g_max=8.2e-6", "--out", "p.h5").exit_code == 0
 
 
 @pytest.mark.parametrize("command", ["program", "evaluate"])

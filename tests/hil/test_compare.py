@@ -1,6 +1,6 @@
 """Two run files side by side: equal devices are told equal, different ones where and by how much they differ."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import pytest
 from hil.bench import connect
 from hil.characterize import chosen
 from hil.compare import Comparison, Fraction, compare, parting
+from hil.compare_report import write_comparison
 from hil.evaluate import evaluate, place_of
 from hil.procedure import Place, perform
 from hil.protocols.errors import InputError
@@ -21,11 +22,11 @@ Measure = Callable[..., Path]
 
 @pytest.fixture(scope="module")
 def measure(tmp_path_factory: pytest.TempPathFactory) -> Measure:
-    """Measures 1,200 cells of a chip: `measure("twin:pcm-90nm?nu=0.06", seed=2)`."""
+    """Measures 1,200 cells of a chip: `measure("twin:pcm-90nm?nu=0.06", seed=2, studies=["drift"], reads=5)`."""
 
-    def make(uri: str, seed: int = 1, studies: tuple[str, ...] = ("staircase", "drift")) -> Path:
+    def make(uri: str, seed: int = 1, studies: Sequence[str] = ("staircase", "drift"), **given: Any) -> Path:
         path = tmp_path_factory.mktemp("measured") / "devices.h5"
-        procedure = chosen(studies, CELLS, {"reads": 10})
+        procedure = chosen(studies, CELLS, {"reads": 10} | given)
         perform(procedure, Place(uri, path, seed), connect(uri, twin_seed(seed)))
         return path
 
@@ -112,6 +113,37 @@ def test_accuracies_part_beyond_chance(values: tuple[float, float], apart: bool)
 def test_files_with_nothing_in_common_are_refused(measure: Measure, short_run: Path) -> None:
     with pytest.raises(InputError, match="nothing that could be compared"):
         compare(measure("twin:pcm-90nm", 1), short_run)
+
+
+NOISY = "twin:pcm-90nm?read_offset=50e-6"
+
+
+@pytest.mark.parametrize(
+    ("uris", "given", "other"),
+    [
+        (("twin:pcm-90nm",) * 2, {"times": (100.0,)}, {"times": (100.0,)}),
+        (("twin:pcm-90nm",) * 2, {"times": (100.0,)}, {"times": (100.0, 1000.0)}),
+        (("twin:pcm-90nm",) * 2, {"reads": 1}, {"reads": 1}),
+        (("twin:pcm-90nm",) * 2, {"reads": 10}, {"reads": 1}),
+        ((NOISY, NOISY), {}, {}),
+        (("twin:pcm-90nm", NOISY), {}, {}),
+    ],
+    ids=["one time", "one time in one", "one read", "one read in one", "noise alone", "noise alone in one"],
+)
+def test_drift_that_cannot_be_told_is_left_out(
+    measure: Measure, uris: tuple[str, str], given: dict[str, Any], other: dict[str, Any]
+) -> None:
+    paths = [measure(uri, 1, ["drift"], **settings) for uri, settings in zip(uris, (given, other), strict=True)]
+    for a, b in (paths, reversed(paths)):
+        with pytest.raises(InputError, match="nothing that could be compared"):
+            compare(a, b)
+
+
+def test_what_else_is_there_is_compared_without_drift(measure: Measure, tmp_path: Path) -> None:
+    path = measure("twin:pcm-90nm", times=(100.0,))
+    found = compare(path, path)
+    assert [one.name for one in found.series] == ["conductance", "standard deviation of reads"]
+    write_comparison(found, tmp_path / "page.html")
 
 
 def test_a_file_that_is_no_run_is_refused(short_run: Path, tmp_path: Path) -> None:

@@ -4,12 +4,14 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from pytest_mock import MockerFixture
 
 from hil.instruments.tester import ArrayTester
 from hil.mapping import floorplan
 from hil.pairs import UNIT, DifferentialPairs
+from hil.programming import Verify
 from hil.protocols.errors import InputError
 from hil.protocols.messages import Cells, Operation, Status
 from hil.stuck import all_cells, find_stuck
@@ -21,6 +23,12 @@ MakeTester = Callable[..., ArrayTester]
 
 def cells_of(cells: Cells) -> list[tuple[int, int, int]]:
     return list(zip(cells.array.tolist(), cells.row.tolist(), cells.column.tolist(), strict=True))
+
+
+def among(cells: Cells, others: Cells) -> npt.NDArray[np.bool_]:
+    """Which of the cells are among the others."""
+    known = set(cells_of(others))
+    return np.array([cell in known for cell in cells_of(cells)])
 
 
 @pytest.fixture(params=["differential", "single", "serial"])
@@ -141,10 +149,7 @@ def test_stuck_devices_get_no_pulse_and_the_partner_carries_the_weight(
     pairs.write(np.arange(450), wanted)
     pulsed = {cell for call in program.call_args_list for cell in cells_of(call.args[0].cells)}
     assert not pulsed & set(cells_of(stuck))
-    plus_stuck, minus_stuck = (
-        np.isin(np.array(cells_of(cells)) @ [10**6, 10**3, 1], np.array(cells_of(stuck)) @ [10**6, 10**3, 1])
-        for cells in (pairs.placement.plus, pairs.placement.minus)
-    )
+    plus_stuck, minus_stuck = (among(cells, stuck) for cells in (pairs.placement.plus, pairs.placement.minus))
     plus, minus = pairs.measure(np.arange(450))
     low, high = np.minimum(plus, minus) < 1e-6, np.maximum(plus, minus) > 19e-6
     only_minus, only_plus = minus_stuck & ~plus_stuck, plus_stuck & ~minus_stuck
@@ -154,6 +159,29 @@ def test_stuck_devices_get_no_pulse_and_the_partner_carries_the_weight(
     assert (possible & low).sum() > 5
     assert (possible & high).sum() > 5
     np.testing.assert_allclose((plus - minus)[possible], wanted[possible], atol=STEP / 2 + 0.1e-6 + 4 * READ)
+
+
+@pytest.mark.parametrize("verified", [False, True])
+def test_the_partner_of_a_stuck_device_counts_from_its_own_reset_state(verified: bool, make_tester: MakeTester) -> None:
+    tester = make_tester(rows=40, columns=40, stuck_fraction=0.05, reset_mean=0.5e-6)
+    stuck = find_stuck(tester, all_cells(tester))
+    low = stuck[tester.read(stuck).values() < 1e-6]
+    level = float(tester.read(low).values().mean())
+    assert level == pytest.approx(0.1e-6, abs=READ)
+    floorplan(tester).avoid(stuck)
+    pairs = DifferentialPairs(tester, 30, 15, 1.0)
+    sides = pairs.placement.plus, pairs.placement.minus
+    (plus_low, plus_stuck), (minus_low, minus_stuck) = ((among(side, low), among(side, stuck)) for side in sides)
+    size = 2 * STEP + 0.5e-6 - level  # a step of the partner's staircase, above a device below its RESET state
+    wanted = np.where(minus_low, size, -size).astype(np.float32)
+    if verified:
+        pairs.write_verified(np.arange(450), wanted, Verify(margin=0.4e-6, settle=0))
+    else:
+        pairs.write(np.arange(450), wanted)
+    plus, minus = pairs.measure(np.arange(450))
+    one = (plus_low & ~minus_stuck) | (minus_low & ~plus_stuck)
+    assert one.sum() > 10
+    np.testing.assert_allclose((plus - minus)[one], wanted[one], atol=4 * READ)
 
 
 def test_weights_cannot_be_written_where_the_staircase_is_unknown(

@@ -8,8 +8,8 @@ import pytest
 from pytest_mock import MockerFixture
 
 from hil.instruments.tester import ArrayTester
-from hil.protocols.errors import InputError
-from hil.protocols.messages import Operation, PulseBatch
+from hil.protocols.errors import InputError, TesterError
+from hil.protocols.messages import Operation, PulseBatch, Receipt, Status
 from hil.stuck import all_cells, find_stuck
 
 MakeTester = Callable[..., ArrayTester]
@@ -40,6 +40,26 @@ def test_noise_makes_few_good_cells_look_stuck_and_hides_none(make_tester: MakeT
     found = len(find_stuck(tester, all_cells(tester)))
     expected = 80_000 * (0.01 + 0.99 * 0.003)
     assert 760 < found < 1.5 * expected
+
+
+@pytest.mark.parametrize("status", [Status.PARTIAL, Status.UNKNOWN])
+@pytest.mark.parametrize("sent", [1, 2, 3])
+def test_pulses_that_were_not_all_done_end_the_scan_and_none_follow(
+    sent: int, status: Status, make_tester: MakeTester, mocker: MockerFixture
+) -> None:
+    tester = make_tester(arrays=1, rows=8, columns=8)
+    program = tester.program
+
+    def half_of_the_last(pulses: PulseBatch) -> Receipt:
+        if patched.call_count < sent:
+            return program(pulses)
+        return replace(program(pulses[: len(pulses.cells) // 2]), status=status, done=32)
+
+    patched = mocker.patch.object(tester, "program", side_effect=half_of_the_last)
+    kind = "SET" if sent == 2 else "RESET"
+    with pytest.raises(TesterError, match=f"its {kind} pulses were answered with {status.name}, 32 of .*; scan again"):
+        find_stuck(tester, all_cells(tester))
+    assert patched.call_count == sent
 
 
 def test_a_tester_without_a_staircase_cannot_be_searched(make_tester: MakeTester, mocker: MockerFixture) -> None:

@@ -1,16 +1,20 @@
 """What studies measure on a twin is what the twin was made with."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from pytest_mock import MockerFixture
 
 from hil.bench import connect
 from hil.characterize import chosen
 from hil.data.run import Run
 from hil.procedure import Place, perform
+from hil.protocols.errors import InputError, TesterError
+from hil.protocols.messages import Operation, PulseBatch, Receipt, Status
 from hil.session import twin_seed
 from hil.studies import log_spaced
 from hil.study_data import drift_of, is_stuck, linearity_of, reads_of, rows_of, staircase_of
@@ -144,6 +148,24 @@ def test_stuck_cells_are_found_where_they_are(studied: Callable[..., Path]) -> N
     with Run.open(path) as run:
         found = is_stuck(run)
     assert abs(found.sum() - 4096 * 0.03) < 4 * np.sqrt(4096 * 0.03)
+
+
+def test_cells_that_a_batch_in_doubt_missed_are_not_told_to_be_stuck(tmp_path: Path, mocker: MockerFixture) -> None:
+    raw, out = connect(CHIP, twin_seed(1)), tmp_path / "run.h5"
+    program = raw.program
+
+    def half_of_sets(pulses: PulseBatch) -> Receipt:
+        if pulses.kind != Operation.SET:
+            return program(pulses)
+        return replace(program(pulses[: len(pulses.cells) // 2]), status=Status.UNKNOWN, done=0)
+
+    mocker.patch.object(raw, "program", half_of_sets)
+    with pytest.raises(TesterError, match="scan again"):
+        perform(chosen(["stuck"], "all", {}), Place(CHIP, out), raw)
+    with Run.open(out) as run:
+        assert run.state.startswith("failed: TesterError: the scan for stuck cells ended")
+        with pytest.raises(InputError, match="no finished stuck study"):
+            is_stuck(run)
 
 
 def test_reads_that_come_too_late_are_told_and_their_true_age_is_known(studied: Callable[..., Path]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -168,6 +169,27 @@ def test_a_study_that_found_nothing_yet_says_why(studied: Callable[..., Path], m
     monkeypatch.setattr("hil.desk.Desk.measure", lambda *_, **__: None)
     found = json.loads(hil("info", str(studied("drift")), "--json").stdout)["found"]
     assert "holds no measurement of this study yet" in found["drift"]
+
+
+def test_a_linearity_study_without_a_product_yet_says_so_and_goes_on(tmp_path: Path, monkeypatch: Any) -> None:
+    def interrupt(display: Any, done: int, total: int, what: str) -> None:
+        if what == "linearity: reading":
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.chdir(tmp_path)
+    says = "linearity: run.h5 holds no product of its linearity study yet: finish it with hil resume run.h5\n"
+    with monkeypatch.context() as patch:
+        patch.setattr("hil.display.Display.steps", interrupt)
+        command = ["characterize", CHIP, "--study", "linearity", "--reads", "1", "--cells", "0:0-7:0-7"]
+        cut = hil(*command, "--out", "run.h5")
+    assert (cut.exit_code, says in cut.stdout) == (130, True)
+    assert says in hil("info", "run.h5").stdout
+    assert hil("report", "run.h5", "--out", "page.html").exit_code == 0
+    page = Path("page.html").read_text()
+    assert "holds no product of its linearity study yet" in page
+    assert "does not multiply" not in page
+    assert hil("resume", "run.h5").exit_code == 0
+    assert line(Path("run.h5"), "linearity").startswith("gain ")
 
 
 def test_a_warning_that_was_told_before_is_not_told_again(tmp_path: Path) -> None:
