@@ -23,8 +23,9 @@ from hil.protocols.messages import Capabilities
 from hil.resume import last_id
 from hil.session import outlives, released_on_error, twin_seed
 
-CALIBRATIONS = 16
-"""Products with all inputs 1 whose magnitudes are averaged for one correction. CHOSEN: noise hardly matters."""
+PARTS, REPEATS = 16, 16
+"""Products for one correction: each drives one of so many parts of the inputs, so that sums stay within the converter's
+range, and is repeated so often, so that noise hardly matters. CHOSEN."""
 LATEST = 3.2e9
 """s, a hundred years: the latest time that is evaluated."""
 
@@ -33,8 +34,8 @@ LATEST = 3.2e9
 class Evaluation:
     """The procedure: wait, correct and evaluate at increasing `times` (s) since its beginning, the first at once.
 
-    Global drift compensation: one digital factor per layer, the sum of the magnitudes of its outputs for all inputs 1
-    at the beginning over the same now. Source: Joshi et al., Nat. Commun. 11, 2473 (2020).
+    Global drift compensation: one digital factor per layer, the sum of the magnitudes of its outputs for inputs of 1,
+    part by part, at the beginning over the same now. Source: Joshi et al., Nat. Commun. 11, 2473 (2020).
     """
 
     run_file: Run
@@ -62,7 +63,7 @@ class Evaluation:
         for number, layer in enumerate(layers, 1):
             if layer.weight.products.calibration.saturated:
                 bench.find(
-                    f"layer {number}: sums of all inputs are beyond the largest range of the converter: less drift is "
+                    f"layer {number}: sums of inputs are beyond the largest range of the converter: less drift is "
                     "compensated than there is"
                 )
         began_ns = bench.tester.time_ns()
@@ -87,10 +88,13 @@ class Evaluation:
 
 
 def magnitude(layer: AnalogLinear) -> float:
-    """Sum of the magnitudes of a layer's outputs for all inputs 1, each the mean of some products."""
+    """Sum of the magnitudes of a layer's outputs for inputs of 1, of which each product drives a part."""
     layer.weight.products.forget()
-    ones = np.ones((CALIBRATIONS, layer.in_features), np.float32)
-    total = float(np.abs(layer.weight.products.calibrate(ones).mean(0)).sum())
+    inputs = np.arange(layer.in_features)
+    vectors = np.zeros((REPEATS, PARTS, layer.in_features), np.float32)
+    vectors[:, inputs % PARTS, inputs] = 1
+    outputs = layer.weight.products.calibrate(vectors.reshape(-1, layer.in_features))
+    total = float(np.abs(outputs.reshape(REPEATS, PARTS, -1).mean(0)).sum())
     if not total > 0:
         raise InputError("a layer gives nothing for any input: its devices hold no weights any more")
     return total
