@@ -11,12 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from hil.fit_drift import LEAST_CELLS, fit_drift
-from hil.fit_goodness import Goodness, judge, warnings
+from hil.fit_goodness import ERRORS, Goodness, judge, warnings
 from hil.fit_reads import Noise, fit_reads
 from hil.fit_reset import fit_reset
 from hil.fit_staircase import fit_staircase
 from hil.likelihood import Part
-from hil.measured import Drift, Floats, Reads, Staircase
+from hil.measured import Drift, Floats, Reads, Staircase, about_cut_off
+from hil.mock_hw.parameters import PcmParameters
 from hil.protocols.errors import InputError
 
 LEAST_PULSES, LEAST_READS, LEAST_TIMES = 3, 2, 3
@@ -34,7 +35,7 @@ class Fitted:
     parameters: dict[str, float]
     """By the names of `PcmParameters`, in its units."""
     intervals: dict[str, tuple[float, float]]
-    """95 % intervals of those that have one: all but `t0`, `g_min` and `stuck_fraction`."""
+    """95 % intervals of those that have one: all but `t0`, `g_min`, `g_max` and `stuck_fraction`."""
     goodness: Goodness
     warnings: tuple[str, ...]
     """One line for each way in which the devices are not as the model says; none if they are."""
@@ -49,8 +50,9 @@ def fit(staircase: Staircase, drift: Drift, seed: int = 0) -> Fitted:
     (`likelihood.resample`) that `seed` determines.
 
     The model's time `t0` is the age of the staircase's reads. Where both studies have equally many cells, these count
-    as the same, and those that are stuck in the staircase are left out of the drift too. Raises `InputError` for too
-    few data.
+    as the same, and those that are stuck in the staircase are left out of the drift too. `g_max` is among the
+    parameters only where devices were read above the model's: it is then the highest mean reading. Raises `InputError`
+    for too few data.
     """
     _check(staircase, drift)
     rng = np.random.default_rng(seed)
@@ -65,13 +67,15 @@ def fit(staircase: Staircase, drift: Drift, seed: int = 0) -> Fitted:
     drifting = drift.reads if drift.reads.mean.shape[1] != moving.size else chosen(drift.reads, moving)
     drift_part, scores, exponents = fit_drift(drifting, noise, t0, rng)
     parts = [reads_part, resets.part, steps.part, drift_part]
+    top = upper_end(reads, noise)
     goodness = judge(reads, noise, np.vstack([resets.residual, steps.residual]), scores, exponents)
     return Fitted(
         {name: value for part in parts for name, value in part.values.items()}
-        | {"g_min": steps.g_min, "t0": t0, "stuck_fraction": float(1 - moving.mean())},
+        | {"g_min": steps.g_min, "t0": t0, "stuck_fraction": float(1 - moving.mean())}
+        | top,
         {name: _interval(draws) for part in parts for name, draws in part.draws.items()},
         goodness,
-        tuple(_found(parts, goodness, moving)),
+        (*_about_range(staircase, drift, top), *_found(parts, goodness, moving)),
         int(moving.sum()),
         t0,
     )
@@ -82,6 +86,13 @@ def responding(reads: Reads, noise: Noise) -> Mask:
     still = MOVED * np.sqrt(noise.of_sample(reads.mean[0])) + reads.quantum
     moving: Mask = reads.mean[1:].max(0) - reads.mean[0] > still
     return moving
+
+
+def upper_end(reads: Reads, noise: Noise) -> dict[str, float]:
+    """`g_max` (S) where a mean reading is above the model's by more than chance: the highest one; else nothing."""
+    highest = float(reads.mean.max())
+    chance = ERRORS * np.sqrt(noise.of_mean(np.array([highest]), reads.count)[0])
+    return {"g_max": highest} if highest > PcmParameters().g_max + chance else {}
 
 
 def chosen(reads: Reads, cells: Mask) -> Reads:
@@ -95,8 +106,18 @@ def _interval(draws: Floats) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def _about_range(staircase: Staircase, drift: Drift, top: dict[str, float]) -> Iterator[str]:
+    """Warnings of values that lie beyond what was measured."""
+    yield from filter(None, (about_cut_off("staircase", staircase.reads), about_cut_off("drift", drift.reads)))
+    for highest in top.values():
+        yield (
+            f"cells were read at up to {highest * 1e6:.1f} uS, above the model's {PcmParameters().g_max * 1e6:g} uS: "
+            "the twin's conductances end there, as nobody knows whether more pulses would bring the devices higher"
+        )
+
+
 def _found(parts: list[Part], goodness: Goodness, moving: Mask) -> Iterator[str]:
-    """All warnings."""
+    """Warnings of devices that are not as the model says."""
     stuck = 1 - moving.mean()
     if stuck > TOLERATED_STUCK:
         yield f"{stuck:.1%} of the cells do not respond to pulses; they were left out"

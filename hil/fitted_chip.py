@@ -10,8 +10,8 @@ from hil.data.run import Run
 from hil.data.schema import NONE
 from hil.fit import Fitted, fit
 from hil.measured import Drift, Staircase
-from hil.mock_hw.chips import ChipParameters, check, check_range
-from hil.mock_hw.chiptoml import save
+from hil.mock_hw.chips import CHIPS, ChipParameters, check_range
+from hil.mock_hw.chiptoml import check_loads, save
 from hil.mock_hw.parameters import PcmParameters
 from hil.pairs import UNIT
 from hil.protocols.errors import InputError
@@ -39,7 +39,7 @@ class FittedChip:
 
 def fit_runs(paths: Sequence[Path], seed: int = 0) -> FittedChip:
     """Fit the one staircase and the one drift study in run files of one chip. Raises `InputError` where there are
-    others, or files without a use.
+    others, files without a use, or figures that no twin can have.
     """
     with ExitStack() as opened:
         runs = [opened.enter_context(Run.open(path)) for path in paths]
@@ -56,7 +56,11 @@ def fit_runs(paths: Sequence[Path], seed: int = 0) -> FittedChip:
             )
         fitted = fit(staircase, drift, seed)
         _, step, zero = source.log.constants[Operation.READ, NONE]
-        chip = _chip(source.capabilities, step, zero, fitted)
+        try:
+            chip = _chip(source.capabilities, step, zero, fitted)
+            check_loads(chip)
+        except InputError as error:
+            raise InputError(f"no twin can be made of what is in {source.path}: {error}") from error
         files = " and ".join(dict.fromkeys(run.path.name for run in (source, other)))
         kind = source.identity.kind
         measured = f"{source.identity.vendor} {source.identity.model}, chip {chips[0]} ({kind}), {files}"
@@ -82,29 +86,31 @@ def _study(runs: Sequence[Run], name: str, load: Callable[[Run], Study]) -> tupl
 
 def _chip(c: Capabilities, step: float, zero: int, fitted: Fitted) -> ChipParameters:
     """A twin with the tester's geometry, converters and timing, and the fitted cells; `step` (S) and `zero` turn codes
-    of reads into conductances. Raises `InputError` where there can be none.
+    of reads into conductances. Raises `InputError` for products that no twin makes.
+
+    What the twin has no use for is the base's: batches larger than those of any twin, and converters of products where
+    there are no products. `g_max` is that of `PcmParameters` unless the fit found devices above it.
     """
     if c.mvm not in BASES:
         raise InputError(f"the tester multiplies with {c.mvm} inputs, which no twin does")
-    for name, value in fitted.parameters.items():
-        check_range(name, value, f"{value:g}")
-    chip = ChipParameters(
+    check_range("read_voltage", c.read_voltage, f"{c.read_voltage:g}")  # lest spans are divided by 0
+    base, multiplies = CHIPS[BASES[c.mvm]], c.mvm != MvmMode.NONE
+    spans = tuple(float(f"{full_scale / (c.read_voltage * UNIT):.12g}") for full_scale in c.mvm_ranges)
+    return ChipParameters(
         arrays=c.arrays,
         rows=c.rows,
         columns=c.columns,
         mvm=c.mvm,
         readout=c.readout,
-        dac_bits=c.dac_bits,
+        dac_bits=c.dac_bits if multiplies else base.dac_bits,
         adc_bits=c.adc_bits,
         read_voltage=c.read_voltage,
         read_span=step * 2**c.adc_bits,
         read_floor=-zero * step,
-        mvm_spans=tuple(float(f"{full_scale / (c.read_voltage * UNIT):.12g}") for full_scale in c.mvm_ranges),
+        mvm_spans=spans if multiplies else base.mvm_spans,
         set_pulse=c.set_pulse,
         reset_pulse=c.reset_pulse,
         durations=c.durations,
-        largest_batch=c.largest_batch,
+        largest_batch=min(c.largest_batch, base.largest_batch),
         cell=PcmParameters(**PcmParameters()._asdict() | fitted.parameters),
     )
-    check(chip)
-    return chip

@@ -102,6 +102,7 @@ def reads_of(run: Run, rows: Rows) -> Reads:
         covariance=np.concatenate([part.covariance for part in parts]),
         age=np.concatenate([part.age for part in parts]),
         quantum=parts[0].quantum,
+        cut_off=sum(part.cut_off for part in parts),
     )
 
 
@@ -117,7 +118,8 @@ def _reads(run: Run, rows: Rows, index: int) -> Reads:
     offset = int(run.operations["output_offset"][first])
     values = siemens(run.log, run.log.load("read/codes", offset, reads * cells)).reshape(1, reads, cells)
     _, quantum, _ = run.log.constants[Operation.READ, NONE]
-    return Reads.of(values, np.array([_age(run, first, stop)]), quantum)
+    cut_off = int(run.operations["saturated"][first:stop].sum())
+    return Reads.of(values, np.array([_age(run, first, stop)]), quantum, cut_off)
 
 
 def _check_complete(run: Run, first: int, stop: int) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hil.data.run import Run
-from hil.measured import Floats, Reads
+from hil.measured import Floats, Reads, about_cut_off
 from hil.protocols.errors import DataError, InputError
 from hil.protocols.messages import MvmMode
 from hil.stuck import MOVED
@@ -40,7 +40,8 @@ def found(run: Run, study: str) -> str:
     if study == "linearity":
         return "; ".join(products(grid) for grid in products_of(run)) or offset(reads_of(run, rows_of(run, study)))
     rows = rows_of(run, study)
-    return LINES[study](rows, reads_of(run, rows))
+    reads = reads_of(run, rows)
+    return "; ".join(filter(None, (LINES[study](rows, reads), about_cut_off(study, reads))))
 
 
 def some(number: int, thing: str) -> str:

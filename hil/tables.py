@@ -88,6 +88,7 @@ UNITS = dict.fromkeys(
         "spread_memory",
         "read_offset",
         "g_min",
+        "g_max",
     ),
     ("uS", 1e-06),
 ) | {"t0": ("s", 1.0), "memory": ("pulses", 1.0)}

@@ -41,6 +41,11 @@ def load(path: Path) -> ChipParameters:
     return chip
 
 
+def check_loads(chip: ChipParameters) -> None:
+    """Raises `InputError` for a chip that `load` would refuse, were it saved."""
+    check(from_json(_merged(to_json(ChipParameters()), _plain(chip))))
+
+
 def save(
     path: Path, chip: ChipParameters, base: str, intervals: Mapping[str, tuple[float, float]], header: str
 ) -> None:
@@ -94,7 +99,7 @@ def _typed(key: str, value: Any, base: Any) -> Any:
         if not spans or spans[0] <= 0 or sorted(set(spans)) != spans:
             raise InputError(f"chip parameter {key}={value!r}: expected rising numbers above 0")
         return spans
-    if key in CHOICES:
+    if isinstance(base, str):
         if not isinstance(value, str) or value not in CHOICES[key]:
             raise InputError(f"chip parameter {key}={value!r}: expected one of {', '.join(CHOICES[key])}")
         return value

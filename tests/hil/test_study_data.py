@@ -4,6 +4,7 @@ import json
 import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from hil.bench import connect
 from hil.characterize import chosen, stored
 from hil.data.run import Run
+from hil.measured import about_cut_off
 from hil.observers import Silent
 from hil.procedure import Place, perform
 from hil.protocols.errors import DataError, InputError
@@ -100,6 +102,18 @@ def test_reads_are_those_of_the_log_although_they_were_sent_in_parts(all_studies
         middle = (times[first - 1] + times[first + 11]) / 2
         assert staircase.reads.age[3] == pytest.approx((middle - times[pulsed]) * 1e-9, rel=1e-6)
     assert staircase.reads.quantum == pytest.approx(1e-7)
+
+
+def test_reads_beyond_the_range_are_counted_over_all_parts(tmp_path: Path) -> None:
+    chip = f"{CHIP}&mean_offset=20e-6"
+    with Run.open(measure(tmp_path / "run.h5", "staircase", chip=chip)) as run:
+        kinds, saturated = run.operations["kind"][:], run.operations["saturated"][:]
+        assert min(saturated[kinds == Operation.SET].sum(), saturated[kinds == Operation.READ].sum()) > 0
+        reads = staircase_of(run).reads
+        assert reads.cut_off == saturated[kinds == Operation.READ].sum()
+        text = f"{reads.cut_off:,} of 5,120 readings of the staircase study ({reads.cut_off / 5120:.1%}) met an end"
+        assert about_cut_off("staircase", reads).startswith(text)
+        assert about_cut_off("staircase", replace(reads, cut_off=51)) == ""
 
 
 @pytest.mark.parametrize("load", [staircase_of, drift_of, linearity_of, is_stuck])

@@ -62,6 +62,13 @@ def test_the_line_on_a_staircase_is_its_last_step(studied: Callable[..., Path]) 
     assert line(studied("staircase", reads=5, pulses=1), "staircase").endswith("uS after 1 pulse")
 
 
+def test_the_line_on_readings_beyond_the_range_says_how_many(studied: Callable[..., Path]) -> None:
+    text = line(studied("staircase", "read_span=6e-6&read_floor=0", reads=5, pulses=10), "staircase")
+    assert re.search(
+        r" after 10 pulses; [\d,]+ of 56,320 readings of the staircase study \(\d+\.\d%\) met an end", text
+    )
+
+
 def test_the_line_on_read_noise_has_level_and_noise(studied: Callable[..., Path]) -> None:
     level, noise = numbers(line(studied("read-noise", reads=30), "read-noise"))
     assert level == pytest.approx(0.1, abs=0.05)
@@ -86,7 +93,7 @@ def test_the_line_on_drift_says_of_how_many_cells(studied: Callable[..., Path]) 
 def test_drift_of_few_cells_is_said_to_be_that(studied: Callable[..., Path], tmp_path: Path) -> None:
     path = studied("drift", "nu=0.6")
     said = line(path, "drift")
-    assert said.endswith("only these stay above 0.5 uS, fewer than half)")
+    assert "only these stay above 0.5 uS, fewer than half)" in said
     _, _, cells, all_cells = numbers(said)[:4]
     assert 0 < cells < all_cells / 2
     write_report([path], tmp_path / "page.html")

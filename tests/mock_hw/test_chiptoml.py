@@ -1,13 +1,15 @@
 """A chip described by a file: strict when it is read, short when it is written."""
 
 from dataclasses import replace
+from enum import Enum
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from hil.bench import open_tester
 from hil.mock_hw import chiptoml
-from hil.mock_hw.chips import CHIPS, ChipParameters
+from hil.mock_hw.chips import CHIPS, CHOICES, ChipParameters, from_json, to_json
 from hil.protocols.errors import InputError, StorageError
 from hil.protocols.messages import Durations, MvmMode, PulseShape, Readout
 
@@ -28,6 +30,7 @@ width = 2e-6
 
 [durations]
 read = 0
+mvm = 2e-7
 
 [cell]
 nu = 0.05
@@ -54,7 +57,7 @@ def test_a_file_changes_what_it_names_of_a_chip_and_nothing_else(path: Path) -> 
         mvm_spans=(1.0, 2.5),
         set_pulse=PulseShape(100e-6, 50e-9),
         reset_pulse=PulseShape(440e-6, 2e-6),
-        durations=Durations(0.0, 127e-9, 100e-9, 1e-6),
+        durations=Durations(0.0, 2e-7, 100e-9, 1e-6),
         cell=base.cell._replace(nu=0.05, flicker=True, endurance=1e6),
     )
     assert type(chip.cell.endurance) is type(chip.durations.read) is float
@@ -74,6 +77,7 @@ REFUSED = {
     "read_voltage = '0.2'": "read_voltage='0.2': expected a number",
     "read_voltage = nan": "read_voltage=nan: outside",
     "mvm = 'quantum'": "mvm='quantum': expected one of analog, none",
+    "[durations]\nmvm = 'none'": "mvm='none': expected a number",
     "mvm = true": "mvm=True: expected one of analog, none",
     "mvm_spans = 3": "mvm_spans=3: expected a list of numbers",
     "mvm_spans = []": "mvm_spans=[]: expected rising numbers above 0",
@@ -118,6 +122,42 @@ def test_a_file_that_is_no_text_or_not_there_is_named(path: Path, content: bytes
 def test_what_is_saved_loads_equal(path: Path, name: str, base: str) -> None:
     chiptoml.save(path, CHIPS[name], base, {}, "")
     assert chiptoml.load(path) == CHIPS[name]
+
+
+def other(key: str, value: Any) -> Any:
+    """Another value that a parameter may have; of a part, with all of its fields changed."""
+    match value:
+        case dict():
+            return {name: other(name, item) for name, item in value.items()}
+        case Enum():
+            return next(choice for choice in CHOICES[key].values() if choice != value)
+        case tuple():
+            return (1.0, 2.5)
+        case bool():
+            return not value
+        case int():
+            return value - 1
+        case _:
+            return value * 0.9 if value else 1e-6
+
+
+def leaves(values: dict[str, Any]) -> list[Any]:
+    return [leaf for item in values.values() for leaf in (leaves(item) if isinstance(item, dict) else [item])]
+
+
+@pytest.mark.parametrize("base", CHIPS)
+def test_every_parameter_goes_through_a_file(path: Path, base: str) -> None:
+    known = to_json(CHIPS[base])
+    chip = from_json({key: other(key, value) for key, value in known.items()})
+    assert not any(new == old for new, old in zip(leaves(to_json(chip)), leaves(known), strict=True))
+    chiptoml.save(path, chip, base, {}, "")
+    assert chiptoml.load(path) == chip
+    chiptoml.check_loads(chip)
+
+
+def test_a_chip_that_would_not_load_is_named_before_it_is_saved() -> None:
+    with pytest.raises(InputError, match="adc_bits=24: outside 2 to 16"):
+        chiptoml.check_loads(replace(CHIPS["ideal"], adc_bits=24))
 
 
 def test_a_saved_file_says_only_what_differs_and_how_sure_it_is(path: Path) -> None:
