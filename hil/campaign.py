@@ -1,13 +1,14 @@
 """From what was asked on the command line to the runs to be made, and from their results to one summary."""
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from hil.bench import check_apart
+from hil.bench import check_apart, kept_chip
 from hil.config import load_settings
 from hil.protocols.errors import InputError
 from hil.train import Job, Result
@@ -38,6 +39,11 @@ def plan(
     name = Path(experiment).stem
     if out is not None and os.path.isdir(out):
         raise InputError(f"{out} is a folder: name a run file with --out, such as {out / name}.h5")
+    if seeds > 1 and kept_chip(settings.tester) and "?" in settings.tester:
+        raise InputError(
+            f"tester {settings.tester}: the first of {seeds} runs would make the chip, and the others find it there: "
+            "make it by a run of its own, then name it without what follows the question mark"
+        )
     jobs = []
     for number in range(settings.seed, settings.seed + seeds):
         path = out or RUNS / f"{name}-{number}.h5"
@@ -73,7 +79,7 @@ def standard_error(values: Sequence[float]) -> float | None:
 
 
 def summary(results: Sequence[Result]) -> dict[str, Any]:
-    """One run's result; of several, the means and totals with each run's own under `runs`."""
+    """One run's result; of several, the means, totals and all findings, with each run's own under `runs`."""
     rows = [asdict(result) for result in results]
     if len(rows) == 1:
         return rows[0]
@@ -83,5 +89,9 @@ def summary(results: Sequence[Result]) -> dict[str, Any]:
         key: sum(row[key] for row in rows)
         for key in ("set_pulses", "reset_pulses", "refreshes", "operations", "images")
     }
+    findings = {
+        "findings": tuple(dict.fromkeys(text for result in results for text in result.findings)),
+        "finding_counts": dict(sum((Counter(result.finding_counts) for result in results), Counter[str]())),
+    }
     seeds = {"seeds": [result.seed for result in results], "standard_error": standard_error(accuracies)}
-    return rows[0] | means | totals | seeds | {"interrupted": rows[-1]["interrupted"], "runs": rows}
+    return rows[0] | means | totals | findings | seeds | {"interrupted": rows[-1]["interrupted"], "runs": rows}

@@ -49,6 +49,13 @@ class OneLineErrors(click.Group):
             raise click.UsageError(f"{error.format_message()} See `{path} --help`.") from error
 
 
+def beside(path: Path, suffix: str) -> Path:
+    """The default name of what is made of a file, such as its report. Raises `InputError` for a path without a name."""
+    if not path.name:
+        raise InputError(f"{path} is a folder: give the name of a file")
+    return path.with_suffix(suffix)
+
+
 def printed(value: Any) -> str:
     """JSON on one line; a number that is not finite, which JSON does not know, is null."""
     return json.dumps(_finite(value))
@@ -245,7 +252,7 @@ def report(runs: tuple[Path, ...], out: Path | None) -> None:
     """
     from hil.report import write_report
 
-    page = out or runs[0].with_suffix(".html")
+    page = out or beside(runs[0], ".html")
     write_report(runs, page)
     click.echo(str(page))
 

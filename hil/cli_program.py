@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hil.cli import INTERRUPTED, friendly, main, printed
+from hil.cli import INTERRUPTED, beside, friendly, main, printed
 
 if TYPE_CHECKING:
     from hil.procedure import Outcome
@@ -62,7 +62,7 @@ def program(
     from hil.tables import programmed_table
 
     how = Verify(**{key: value for key, value in verify.items() if value is not None})
-    place = Place(tester, out or weights.with_suffix(".h5"), seed, overwrite, durable, tuple(sys.argv))
+    place = Place(tester, out or beside(weights, ".h5"), seed, overwrite, durable, tuple(sys.argv))
     display = Display(quiet=as_json)
     with display.progress_of(f"{weights} onto {tester} -> {place.out}"):
         outcome = program_weights(weights, place, how, experiment, changes, data_dir, display)

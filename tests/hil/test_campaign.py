@@ -117,6 +117,14 @@ def test_the_summary_of_several_has_means_totals_and_the_standard_error() -> Non
     assert found["runs"] == [vars(result) for result in results]
 
 
+def test_the_summary_of_several_holds_what_was_found_in_any() -> None:
+    second = replace(RESULT, findings=("not learning", "stuck"), finding_counts={"learning": 2, "stuck": 1})
+    third = replace(RESULT, findings=("not learning",), finding_counts={"learning": 1})
+    found = summary([RESULT, second, third])
+    assert found["findings"] == ("not learning", "stuck")
+    assert found["finding_counts"] == {"learning": 3, "stuck": 1}
+
+
 def test_a_single_value_has_no_standard_error() -> None:
     assert standard_error([0.9]) is None
     assert standard_error([1.0, 3.0]) == pytest.approx(1.0)
@@ -133,6 +141,12 @@ def test_a_run_file_is_not_put_where_the_chip_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "chip.h5"
     with pytest.raises(InputError, match="is where the chip is kept"):
         plan("digits", tester=f"twin:{path}?chip=ideal", out=path)
+
+
+def test_several_runs_do_not_begin_with_a_chip_that_the_first_would_make() -> None:
+    with pytest.raises(InputError, match="the first of 2 runs would make the chip"):
+        plan("digits", tester="twin:chip.h5?chip=ideal", seeds=2)
+    assert len(plan("digits", tester="twin:chip.h5", seeds=2)) == len(plan("digits", tester="twin:ideal?nu=0", seeds=2))
 
 
 def test_a_run_file_is_not_put_where_the_recording_is_that_is_replayed(tmp_path: Path) -> None:

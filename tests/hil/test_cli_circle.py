@@ -101,6 +101,7 @@ def test_weights_go_from_a_run_onto_a_chip_and_are_followed() -> None:
         (("evaluate", "t.h5", "--times", "soon"), "soon"),
         (("evaluate", "t.h5", "--times", "25s", "--out", "t.h5"), "choose another name"),
         (("compare", "t.h5", "none.h5"), "there is no such file"),
+        (("program", "."), ". is a folder: give the name of a file"),
         (("program", "none.safetensors"), "cannot be read as a safetensors file"),
         (("program", "bad.safetensors"), "cannot be read as a safetensors file"),
         (("export", "t.h5", "--weights", "t.h5"), "exists"),

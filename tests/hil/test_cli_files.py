@@ -71,6 +71,8 @@ def test_a_resumed_run_may_be_interrupted_again(interrupted: str, monkeypatch: p
         (("replay", "run.h5", "--data-dir", "nowhere", "--follow", "--bad"), "No such option"),
         (("report", "none.h5"), "there is no such file"),
         (("report",), "Missing argument"),
+        (("report", "."), ". is a folder: give the name of a file"),
+        (("report", ""), ". is a folder: give the name of a file"),
         (("export", "run.h5"), "say what to write"),
         (("export", "run.h5", "--portable", "run.h5"), "exists"),
         (("export", "none.h5", "--out", "tables"), "there is no such file"),

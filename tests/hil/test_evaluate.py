@@ -87,6 +87,21 @@ def test_without_drift_nothing_changes(make_job: Callable[..., Job], tmp_path: P
     np.testing.assert_array_equal(found["factor_layer1"], 1)
 
 
+def test_an_evaluation_that_begins_late_is_kept_under_the_time_when_it_began(
+    make_job: Callable[..., Job], tmp_path: Path
+) -> None:
+    job = make_job(tester="twin:pcm-90nm?arrays=2&rows=80&columns=256")  # to read all cells takes longer than 1 ms
+    train(job)
+    evaluate(job.out, (1e-3, 100.0), place_of(job.out, None, tmp_path / "e.h5", False, ()))
+    start, late, due = metrics_of(tmp_path / "e.h5")["time"]
+    assert start == 0
+    assert 5e-3 < late < 1
+    assert due == 100
+    with Run.open(tmp_path / "e.h5") as run:
+        ((_, text),) = run.messages
+    assert text == f"the evaluation before that at 0.001 s took until {late:.3g} s, so it is one of then"
+
+
 def test_an_evaluation_changes_neither_the_run_nor_its_chip(short_run: Path, tmp_path: Path) -> None:
     before = short_run.read_bytes()
     results = []
