@@ -41,14 +41,16 @@ def copy_portable(path: Path, out: Path) -> None:
 class _Copy:
     """The copy while it is written: through memory, because HDF5 may crash on a full disk."""
 
-    def __init__(self, place: Path) -> None:
+    def __init__(self, place: Path, out: Path) -> None:
+        self._out = out
         self._journal = JournaledFile(place, True)
         self.file = open_file(self._journal, True)
 
     def written(self) -> None:
-        """To be called often: brings what is in memory to the disk. Raises OSError where that does not take it."""
+        """To be called often: brings what is in memory to the disk. Raises StorageError where that does not take it."""
         if self._journal.full:
-            self._journal.commit()
+            with _storage_errors(self._out):
+                self._journal.commit()
 
     def finish(self) -> None:
         """Write the rest. Raises OSError."""
@@ -65,30 +67,48 @@ def _new_file(out: Path) -> Iterator[_Copy]:
     """A file that becomes `out` at the end, or vanishes on an error."""
     place = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
     try:
-        copy = _Copy(place)
-        try:
-            yield copy
-            copy.finish()
-        finally:
-            copy.close()
-        os.replace(place, out)
-    except (OSError, RuntimeError) as error:
-        raise StorageError(f"{out}: cannot be written ({reason(error)}): make room or choose another disk") from error
+        with _storage_errors(out):
+            copy = _Copy(place, out)
+            try:
+                yield copy
+                copy.finish()
+            finally:
+                copy.close()
+            os.replace(place, out)
     finally:
         place.unlink(missing_ok=True)
 
 
+@contextmanager
+def _storage_errors(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        raise StorageError(f"{out}: cannot be written ({reason(error)}): make room or choose another disk") from error
+
+
 def _copy_group(source: Any, target: Any, copy: _Copy) -> None:
-    _copy_attributes(source, target)
-    with data_errors(source.file.filename, source.name):
+    """The copy is in memory until `written`, which has its own error: all others are of what the source holds."""
+    filename = source.file.filename
+    with data_errors(filename, source.name):
+        _copy_attributes(source, target)
         items = dict(source.items())
     for name, item in items.items():
-        if isinstance(item, h5py.Dataset):
-            _copy_dataset(item, target, name, copy)
-        elif _is_column(item):
-            _copy_column(item, target.create_group(name), copy)
-        else:
-            _copy_group(item, target.create_group(name), copy)
+        with data_errors(filename, f"{name} in {source.name}"):
+            _copy_item(item, target, name, copy)
+
+
+def _copy_item(item: Any, target: Any, name: str | bytes, copy: _Copy) -> None:
+    if isinstance(name, bytes):  # as h5py gives what it cannot decode
+        raise ValueError("its name is not UTF-8")
+    if isinstance(item, h5py.Dataset):
+        _copy_dataset(item, target, name, copy)
+    elif not isinstance(item, h5py.Group):
+        raise ValueError("neither a group nor a dataset")
+    elif _is_column(item):
+        _copy_column(item, target.create_group(name), copy)
+    else:
+        _copy_group(item, target.create_group(name), copy)
 
 
 def _is_column(group: Any) -> bool:
@@ -111,18 +131,12 @@ def _copy_column(source: Any, target: Any, copy: _Copy) -> None:
 
 
 def _copy_dataset(source: Any, target: Any, name: str, copy: _Copy) -> None:
-    filename, path = source.file.filename, source.name
-
-    def load(part: Any) -> Any:
-        with data_errors(filename, path):
-            return source[part]
-
     if source.size is None or source.size <= 1:
-        new = target.create_dataset(name, data=load(()), dtype=source.dtype)
+        new = target.create_dataset(name, data=source[()], dtype=source.dtype)
     else:
         options = {"chunks": source.chunks or True, "maxshape": source.maxshape, **BUILT_IN}
         new = target.create_dataset(name, source.shape, source.dtype, **options)
-        _copy_blocks(load, new, copy)
+        _copy_blocks(lambda part: source[part], new, copy)
     _copy_attributes(source, new)
 
 
@@ -138,7 +152,5 @@ def _copy_blocks(load: Callable[[slice], Values], target: Any, copy: _Copy) -> N
 
 
 def _copy_attributes(source: Any, target: Any) -> None:
-    with data_errors(source.file.filename, source.name):
-        attributes = dict(source.attrs)
-    for name, value in attributes.items():
+    for name, value in source.attrs.items():
         target.attrs[name] = value

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from hil.data import portable
+from hil.data.journal import MOST_PAGES
 from hil.data.portable import copy_portable
 from hil.data.run import Run
 from hil.data.runfile import RunWriter
@@ -194,11 +195,65 @@ def test_what_is_no_whole_run_file_is_refused(
     assert list(tmp_path.iterdir()) == [path.parent]
 
 
+def _name_a_type(file: Any) -> None:
+    file["snapshots/type"] = np.dtype(np.float64)
+
+
+def _name_a_group(file: Any) -> None:
+    file["snapshots"].create_group(b"\xff")
+
+
+def _name_a_dataset(file: Any) -> None:
+    file["snapshots/final"].create_dataset(b"\xff", data=np.arange(3))
+
+
+def _break_a_text(file: Any) -> None:
+    file["regions/3"].attrs["note"] = np.array(b"\xff", h5py.string_dtype())
+
+
+def _break_the_text_of_a_column(file: Any) -> None:
+    file["wait/seconds/values"].attrs["note"] = np.array(b"\xff", h5py.string_dtype())
+
+
+@pytest.mark.parametrize(
+    ("edit", "told"),
+    [
+        (_name_a_type, r"type in /snapshots cannot be read \(neither a group nor a dataset\)"),
+        (_name_a_group, r"b'\\xff' in /snapshots cannot be read \(its name is not UTF-8\)"),
+        (_name_a_dataset, r"b'\\xff' in /snapshots/final cannot be read \(its name is not UTF-8\)"),
+        (_break_a_text, r"/regions/3 cannot be read \(.*utf-8.*\)"),
+        (_break_the_text_of_a_column, r"seconds in /wait cannot be read \(.*utf-8.*\)"),
+    ],
+)
+def test_what_cannot_be_copied_is_named_in_one_line(
+    edit: Callable[[Any], None], told: str, runs: dict[str, Path], tmp_path: Path
+) -> None:
+    path = tmp_path / "run.h5"
+    shutil.copyfile(runs["completed"], path)
+    with h5py.File(path, "r+") as file:
+        edit(file)
+    with pytest.raises(DataError, match=rf"^.*run\.h5: {told}: damaged[^\n]*$"):
+        copy_portable(path, tmp_path / "copy.h5")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_attribute_whose_name_is_not_utf_8_is_copied(runs: dict[str, Path], out: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run.h5"
+    shutil.copyfile(runs["completed"], path)
+    with h5py.File(path, "r+") as file:
+        file["regions/3"].attrs[b"\xff"] = 7
+    copy_portable(path, out)
+    with h5py.File(out) as file:
+        assert file["regions/3"].attrs[b"\xff"] == 7
+
+
 FULL_DISK = """
 import resource, sys
 from pathlib import Path
+from hil.data import journal
 from hil.data.portable import copy_portable
 from hil.protocols.errors import StorageError
+journal.MOST_PAGES = int(sys.argv[4])
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), resource.RLIM_INFINITY))
 try:
     copy_portable(Path(sys.argv[1]), Path(sys.argv[2]))
@@ -207,12 +262,13 @@ except StorageError as error:
 """
 
 
+@pytest.mark.parametrize("pages", [1, MOST_PAGES])  # written after each block, and at the end
 @pytest.mark.parametrize("part", [0.0, 0.01, 0.3, 0.6, 0.99])
-def test_a_full_disk_is_told_and_leaves_nothing(part: float, runs: dict[str, Path], out: Path) -> None:
+def test_a_full_disk_is_told_and_leaves_nothing(part: float, pages: int, runs: dict[str, Path], out: Path) -> None:
     copy_portable(runs["completed"], out)
     limit = int(part * out.stat().st_size)
     out.unlink()
-    command = [sys.executable, "-c", FULL_DISK, str(runs["completed"]), str(out), str(limit)]
+    command = [sys.executable, "-c", FULL_DISK, str(runs["completed"]), str(out), str(limit), str(pages)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert "copy.h5: cannot be written (" in done.stdout
