@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from hil.data.columns import Values
-from hil.data.recorded import Row
+from hil.data.recorded import RecordingEndsError, Row
 from hil.data.replay import ReplayTester
 from hil.data.run import Run
+from hil.data.runfile import COMPLETED
 from hil.protocols.errors import ReplayError
 from hil.protocols.messages import (
     MVM_KIND,
@@ -114,8 +115,13 @@ class FollowingTester(ReplayTester):
         return self._receipt(row)
 
     def _next(self, fits: Callable[[Row], bool]) -> Row | None:
-        """The next operation that fits, near enough; no product and no wait is passed over for it."""
+        """The next operation that fits, near enough; no product and no wait is passed over for it.
+
+        Raises `RecordingEndsError` at the end of a run that did not come to its own.
+        """
         position, start = self.recorded, self.recorded.next
+        if start >= position.length and self._run.state != COMPLETED:
+            raise RecordingEndsError(f"operation {start}: the recording ends here")
         for number in range(start, min(start + LOOK_AHEAD, position.length)):
             position.next = number
             row = position.row()

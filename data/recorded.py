@@ -17,6 +17,10 @@ WINDOW = 2**20
 """Elements of a stream that are loaded at once."""
 
 
+class RecordingEndsError(ReplayError):
+    """More is asked for than was recorded; until there nothing differed."""
+
+
 @dataclass(slots=True)
 class Row:
     """One row of the operations, but for the time of day; see `data/README.md`."""
@@ -123,7 +127,7 @@ class Recorded:
         row = self.row()
         if row is None:
             asked = describe(kind, count, region)
-            raise ReplayError(f"operation {self.next}: the recording ends here, now {asked} is asked for")
+            raise RecordingEndsError(f"operation {self.next}: the recording ends here, now {asked} is asked for")
         same_parts = row.kind == kind and row.count == count
         if not (same_parts and row.region == region and row.gain == gain and row.polarity == polarity):
             raise self._unexpected(row, kind, count, region, gain, polarity)

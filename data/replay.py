@@ -8,7 +8,7 @@ from typing import Self
 
 import numpy as np
 
-from hil.data.recorded import Recorded, Row
+from hil.data.recorded import Recorded, RecordingEndsError, Row
 from hil.data.run import Run
 from hil.data.schema import NONE
 from hil.instruments.tester import ArrayTester
@@ -88,6 +88,8 @@ class ReplayTester(ArrayTester):
         limits.check_blocks(self._capabilities, blocks)
         number = len(self._regions)
         region = self._run.regions.get(number)
+        if region is None and self.recorded.row() is None:
+            raise RecordingEndsError(f"region {number}: the recording ends here, now it is registered")
         if region is None or not same_blocks(region.blocks, blocks):
             raise ReplayError(f"region {number} is registered with other cells than in the recording")
         self._regions.append(region)

@@ -82,6 +82,33 @@ def test_a_run_that_was_interrupted_is_repeated_up_to_there(make_job: MakeJob) -
     assert str(verdict).endswith("weights (the recorded run ends there)")
 
 
+def test_a_state_that_differs_where_the_run_was_interrupted_is_found(make_job: MakeJob) -> None:
+    job = make_job()
+    train(job, Quiet(stop_at=192))
+    with h5py.File(job.out, "r+") as file:
+        (checkpoint,) = file["checkpoints"].values()
+        for name in [name for name in checkpoint if name.endswith(".chi")]:
+            checkpoint[name][...] += 1
+    with pytest.raises(ReplayError, match=r"the checkpoint: 4160 of 4160 values of .*\.chi differ"):
+        verify(job.out, Quiet())
+    assert follow(job.out, Quiet()).identical  # nothing is compared in the middle
+
+
+def test_the_state_of_an_interrupted_run_is_compared_after_as_many_images(make_job: MakeJob) -> None:
+    job = make_job(tester=SMALL_90NM, image_period=0, lr=1e-5, train_images=700, epochs=1)
+    result = train(job, Quiet(stop_at=640))
+    assert (result.images, result.operations) == (640, 7)  # most images made none
+    verdict = verify(job.out, Quiet())
+    assert (verdict.operations, verdict.weights, verdict.identical) == (result.operations, 4810, True)
+
+
+def test_following_ends_where_an_interrupted_recording_does(make_job: MakeJob) -> None:
+    job = make_job(tester=SMALL_90NM, train_images=700, epochs=1)
+    result = train(job, Quiet(stop_at=192))
+    verdict = follow(job.out, Quiet())
+    assert (verdict.operations, verdict.identical) == (result.operations, True)
+
+
 def test_a_replay_may_be_interrupted(recorded: Path) -> None:
     verdict = verify(recorded, Quiet(stop_at=64))
     assert verdict.interrupted
