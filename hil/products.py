@@ -135,9 +135,10 @@ class AnalogProducts(Products):
 
     def calibrate(self, x: F32) -> F32:
         """By the smallest range, from the usual one on, in which no output meets the end."""
+        codes, scale = self._quantised(x)
         for gain in self._gains[self._forward.gain :]:
             self.calibration = Conversions()
-            out = self._convert(*self._quantised(x), replace(self._forward, gain=gain, count=self.calibration), None)
+            out = self._convert(codes, scale, replace(self._forward, gain=gain, count=self.calibration), None)
             if not self.calibration.saturated:
                 break
         return out

@@ -15,6 +15,7 @@ import pytest
 import hil.resume
 import hil.train
 from hil.bench import connect, open_tester
+from hil.characterize import chosen
 from hil.config import load_settings
 from hil.data.column_reader import ColumnReader
 from hil.data.schema import OPERATIONS, STREAMS, Start
@@ -25,6 +26,7 @@ from hil.mock_hw.faults import FaultPlan
 from hil.mock_hw.firmware import Firmware
 from hil.mock_hw.server import Server
 from hil.pairs import UNIT, DifferentialPairs
+from hil.procedure import Place, perform
 from hil.protocols.errors import InputError, TesterError
 from hil.protocols.messages import (
     Block,
@@ -41,6 +43,7 @@ from hil.protocols.messages import (
     Vectors,
 )
 from hil.serving import serving
+from hil.session import twin_seed
 from hil.train import Job, Result, train
 
 Answer = TypeVar("Answer", Readings, Receipt)
@@ -290,3 +293,15 @@ def _served(uri: str, where: tuple[str, int] | Path, plan: FaultPlan | None = No
 def served() -> Callable[..., AbstractContextManager[Server]]:
     """Serves the twin of a URI in a thread, while it is entered: at a host and port, or at a pseudo terminal."""
     return _served
+
+
+@pytest.fixture
+def studied(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Path]:
+    """Does one study on the small chip that the test file names: `studied("drift", "nu=0.05", reads=4)`."""
+
+    def make(study: str, chip: str = "", cells: str = "all", **given: Any) -> Path:
+        place = Place(f"{request.module.CHIP}&{chip}".rstrip("&"), tmp_path / "run.h5", overwrite=True)
+        perform(chosen([study], cells, given), place, connect(place.tester, twin_seed(1)))
+        return place.out
+
+    return make

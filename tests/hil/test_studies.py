@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -23,18 +22,6 @@ from hil.study_found import drift_exponents, spreads
 
 CHIP = "twin:pcm-analog?arrays=1&rows=64&columns=64"
 QUANTUM = 0.1  # uS per code
-
-
-@pytest.fixture
-def studied(tmp_path: Path) -> Callable[..., Path]:
-    """Does one study on a small chip: `studied("drift", "nu=0.05", times=(1.0, 10.0))`."""
-
-    def make(study: str, chip: str = "", cells: str = "all", **given: Any) -> Path:
-        place = Place(f"{CHIP}&{chip}".rstrip("&"), tmp_path / "run.h5", overwrite=True)
-        perform(chosen([study], cells, given), place, connect(place.tester, twin_seed(1)))
-        return place.out
-
-    return make
 
 
 def test_a_staircase_is_that_of_the_2018_model(studied: Callable[..., Path]) -> None:

@@ -11,15 +11,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from hil.bench import connect
-from hil.characterize import chosen
 from hil.cli import main
 from hil.data.run import Run
 from hil.measured import Reads
-from hil.procedure import Place, perform
 from hil.protocols.errors import InputError
 from hil.report import write_report
-from hil.session import twin_seed
 from hil.studies import STUDIES
 from hil.study_data import Rows, reads_of, rows_of
 from hil.study_figures import pictures_of
@@ -27,18 +23,6 @@ from hil.study_found import cycles, drift, endurance, failed, found
 from hil.study_plots import Axis, Band, band_figure, histogram_figure, map_figure
 
 CHIP = "twin:pcm-analog?arrays=1&rows=32&columns=32"
-
-
-@pytest.fixture
-def studied(tmp_path: Path) -> Callable[..., Path]:
-    """Does one study on a small chip: `studied("drift", "nu=0.05", reads=4)`."""
-
-    def make(study: str, chip: str = "", cells: str = "all", **given: Any) -> Path:
-        place = Place(f"{CHIP}&{chip}".rstrip("&"), tmp_path / "run.h5", overwrite=True)
-        perform(chosen([study], cells, given), place, connect(place.tester, twin_seed(1)))
-        return place.out
-
-    return make
 
 
 def hil(*arguments: str) -> Result:
