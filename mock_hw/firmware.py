@@ -1,6 +1,7 @@
 """What a tester's firmware does with a request: check it, run it once, answer it."""
 
 import zlib
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -36,6 +37,16 @@ LONGEST_LIFE = 3.2e9
 """Device time (s) beyond which nothing waits: a hundred years."""
 
 
+@dataclass(frozen=True, slots=True)
+class Product:
+    """What all products of a region in one direction and range have in common; `step` is A per code."""
+
+    region: Region
+    operation: Operation
+    full_scale: float
+    step: float
+
+
 class Firmware:
     """Runs operations on a chip. Each has an id above all before it; the last id gets its stored reply again, a lower
     one is refused.
@@ -48,6 +59,7 @@ class Firmware:
         self.chip = chip
         self.capabilities: Capabilities = chip.parameters.capabilities()
         self._dac_dtype = np.dtype(self.capabilities.dac_dtype)
+        self._dac_top, self._mvm_s = self.capabilities.dac_top, self.capabilities.durations.mvm
         self.last_op_id = 0
         self.last_operation: Operation | None = None
         self.last_reply: Readings | Receipt | None = None
@@ -60,6 +72,7 @@ class Firmware:
         """Power comes on."""
         self.chip.forget_regions()
         self.regions: dict[int, Region] = {}
+        self._products: dict[tuple[Any, ...], Product] = {}  # those asked for so far, by all that is checked of them
         self.grounded = True
         self.boots += 1
 
@@ -80,6 +93,7 @@ class Firmware:
         if known is not None and fingerprint(known.blocks) == fingerprint(region.blocks):
             return
         self.chip.forget_region(region.handle)
+        self._products.clear()
         self.regions[region.handle] = region
 
     def read(self, op_id: int, cells: Cells) -> Readings:
@@ -94,17 +108,19 @@ class Firmware:
 
     def mvm(self, op_id: int, handle: int, vectors: Vectors, direction: Direction, gain: int) -> Readings:
         """Products of a batch of vectors with a region."""
-        region = self.regions.get(handle)
-        if region is None:
-            raise NoRegionError(f"region {handle} is not defined here")
-        codes = self._check_vectors(region, vectors, direction, gain)
-        if self._repeated(op_id, MVM_KIND[direction], (handle, gain, codes)):
+        codes = vectors.codes
+        asked = (handle, direction, gain, codes.shape[1:], codes.dtype)
+        product = self._products.get(asked) or self._product(asked, vectors)
+        limits.check_batch(self.capabilities, len(codes), "vectors")
+        if (top := largest(codes)) > self._dac_top:
+            limits.check_codes(self.capabilities, top)
+        codes = np.ascontiguousarray(codes, self._dac_dtype)
+        if self._repeated(op_id, product.operation, (handle, gain, codes)):
             return self._again(Readings)
-        full_scale = self.capabilities.mvm_ranges[gain]
-        out, saturated = self.chip.multiply(region, codes, direction, full_scale)
-        self._spend(len(codes), self.capabilities.durations.mvm)
-        step = full_scale / self.capabilities.adc_top
-        return self._answer(Readings(op_id, self.chip.now_ns, out, "A", step, 0, saturated))
+        chip = self.chip
+        out, saturated = chip.multiply(product.region, codes, direction, product.full_scale)
+        chip.advance(round(len(codes) * self._mvm_s * 1e9))
+        return self._answer(Readings(op_id, chip.now_ns, out, "A", product.step, 0, saturated))
 
     def program(self, op_id: int, pulses: PulseBatch, power_fails_after: int | None = None) -> Receipt:
         """SET or RESET pulses. Power may fail after the first so many cells: then it boots, and raises
@@ -171,10 +187,17 @@ class Firmware:
         limits.check_cell_count(self.capabilities, cells)
         return self.chip.locate(cells)
 
-    def _check_vectors(self, region: Region, vectors: Vectors, direction: Direction, gain: int) -> Codes:
+    def _product(self, asked: tuple[Any, ...], vectors: Vectors) -> Product:
+        """What is asked for the first time; raises where it cannot be done."""
+        handle, direction, gain, _, _ = asked
+        region = self.regions.get(handle)
+        if region is None:
+            raise NoRegionError(f"region {handle} is not defined here")
         limits.check_vectors(self.capabilities, region, vectors, direction, gain)
-        limits.check_codes(self.capabilities, largest(vectors.codes))
-        return np.ascontiguousarray(vectors.codes, self._dac_dtype)
+        full_scale = self.capabilities.mvm_ranges[gain]
+        product = Product(region, MVM_KIND[direction], full_scale, full_scale / self.capabilities.adc_top)
+        self._products[asked] = product
+        return product
 
     def _check_pulses(self, pulses: PulseBatch) -> int:
         """How many pulses there are; raises `LimitError` where they cannot be sent."""

@@ -31,13 +31,14 @@ def age_classes(nu: float, p: PcmParameters) -> physics.AgeClasses:
     if p.inference:
         nu, youngest = InferenceParameters().steepest(), min(p.t_min, YOUNGEST)
     elif not p.drift or nu == 0:
-        return np.array([physics.NEVER]), np.array([p.t0]), np.ones(1)
+        return np.zeros(64, np.int64), np.array([physics.NEVER]), np.array([p.t0]), np.ones(1)
     ratio = (1 + DRIFT_BOUND) ** (2 / nu)
     count = max(1, math.ceil(math.log(OLDEST / youngest) / math.log(ratio)))
     starts = youngest * ratio ** np.arange(count)
     middles = starts * math.sqrt(ratio)
     ends_ns = np.append(np.rint(starts[1:] * 1e9).astype(np.int64), physics.NEVER)
-    return ends_ns, middles, physics.drift_factor(middles, p.nu, records.constants(p)[0])
+    lookup = np.searchsorted(ends_ns, 0.999 * 2.0 ** np.arange(64), "right")  # a float may have been rounded up
+    return lookup, ends_ns, middles, physics.drift_factor(middles, p.nu, records.constants(p)[0])
 
 
 class Matrix:

@@ -33,9 +33,9 @@ U16 = npt.NDArray[np.uint16]
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 
-AgeClasses = tuple[I64, F64, F64]
-"""Of each class: the first age beyond it (ns), the age that stands for it (s), and the drift factor at that age where
-all cells have the same exponent."""
+AgeClasses = tuple[I64, I64, F64, F64]
+"""For each exponent of 2 the class from which to look for an age of that size (ns). Of each class: the first age beyond
+it (ns), the age that stands for it (s), and the drift factor at that age where all cells have the same exponent."""
 Crossings = tuple[F32, F32, AgeClasses, Records, U16, Records, F32]
 """A matrix: weight and variance (crossings,), age classes, word lines (WORD_LINE), the bit lines of the devices of each
 block, the chip's cells (CELL) and drift exponents."""
@@ -361,12 +361,21 @@ def _driven(codes: Codes, line: int) -> bool:
     return not codes.shape[0]
 
 
+@njit(inline="always")
+def _class_of(age_ns: int, starts: I64, ends: I64) -> int:
+    """The number of ends that an age (ns) has reached."""
+    k = starts[(np.float64(max(age_ns, 1)).view(np.int64) >> 52) - 1023]  # the exponent is in a float's upper bits
+    while age_ns >= ends[k]:
+        k += 1
+    return k  # type: ignore[no-any-return]
+
+
 @njit(cache=True)
 def _age_group(crossings: Crossings, devices: int, r: int, group: int, now_ns: int, parameters: Records) -> int:
     """Weights and variances of a group of crossings on word line `r`; returns when the first of its devices will
     outgrow its class, or its flicker change.
     """
-    weight, variance, (ends, middles, factors), word_lines, lines, cells, nu = crossings
+    weight, variance, (starts, ends, middles, factors), word_lines, lines, cells, nu = crossings
     line, p = word_lines[r], parameters[0]
     due = np.int64(NEVER)
     for j in range(GROUP * group, min(GROUP * (group + 1), line.columns)):
@@ -375,9 +384,7 @@ def _age_group(crossings: Crossings, devices: int, r: int, group: int, now_ns: i
             flat = line.base + lines[line.lines + devices * j + device]
             cell = cells[flat]
             age_ns = now_ns - cell.pulsed_ns
-            k = 0
-            for end in ends:  # all of them are counted sooner than the processor has guessed its way to the right one
-                k += age_ns >= end
+            k = _class_of(age_ns, starts, ends)
             due = min(due, cell.pulsed_ns + ends[k])
             g = np.float64(cell.conductance)
             g *= factors[k] if nu.size == 1 else drift_factor(middles[k], np.float64(nu[flat]), p)

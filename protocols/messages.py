@@ -119,7 +119,7 @@ class Durations:
     reset_pulse: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Capabilities:
     """What a tester can do and the nominal figures of its devices.
 
@@ -146,12 +146,12 @@ class Capabilities:
     largest_batch: int  # cells, pulses or vectors in one operation
     staircase: tuple[float, ...]  # S, nominal mean conductance after 0, 1, 2, ... SET pulses from RESET; () if unknown
 
-    @property
+    @cached_property
     def dac_top(self) -> int:
         """The largest DAC code."""
         return int(2 ** (self.dac_bits - 1) - 1)
 
-    @property
+    @cached_property
     def adc_top(self) -> int:
         """The largest MVM output code."""
         return int(2 ** (self.adc_bits - 1) - 1)
@@ -260,12 +260,16 @@ class Region:
         return max(block.column_offset + len(block.columns) for block in self.blocks)
 
     @cached_property
+    def _inputs(self) -> tuple[int, int]:
+        return self.rows, self.columns
+
+    @cached_property
     def _outputs(self) -> tuple[int, int]:
         return sum(len(block.columns) for block in self.blocks), sum(len(block.rows) for block in self.blocks)
 
     def inputs(self, direction: Direction) -> int:
         """Codes per vector that go in."""
-        return self.rows if direction == Direction.FORWARD else self.columns
+        return self._inputs[direction]
 
     def outputs(self, direction: Direction) -> int:
         """Codes per vector that come out, over all blocks."""

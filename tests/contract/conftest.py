@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import cache
 from inspect import signature
 from pathlib import Path
 from threading import Thread
@@ -31,6 +32,7 @@ from hil.mock_hw.firmware import Firmware
 from hil.mock_hw.instrument import Instrument
 from hil.mock_hw.ports import Codec, make_ports
 from hil.mock_hw.pty_server import PtyServer
+from hil.mock_hw.rehearsal import rehearse
 from hil.mock_hw.tcp_server import TcpServer
 from hil.mock_hw.twin import TwinTester, identity_of
 from hil.protocols.messages import MvmMode, Readout
@@ -48,6 +50,12 @@ def firmware(name: str, **changes: object) -> Firmware:
 def twin(name: str, **changes: object) -> ArrayTester:
     """The twin of such a chip."""
     return TwinTester(firmware(name, **changes), name, "chip-1")
+
+
+@cache
+def rehearsed(name: str) -> None:
+    """Compile what a chip's operations need: a driver that waits for 0.1 s would take that for a broken line."""
+    rehearse(CHIPS[name])
 
 
 RECOVERABLE = tuple(
@@ -74,6 +82,7 @@ RECOVERABLE = tuple(
 @contextmanager
 def served(where: str, codec: Codec, faults: bool, folder: Path, name: str = "pcm-analog") -> Iterator[ArrayTester]:
     """A twin behind a real line, and the driver at its other end."""
+    rehearsed(name)
     instrument = Instrument(firmware(name), identity_of(name, "chip-1"))
     plan = FaultPlan(RECOVERABLE, 1)
     ports = faulty_ports(instrument, codec, plan, lambda: None) if faults else make_ports(instrument, codec)

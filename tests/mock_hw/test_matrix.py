@@ -164,7 +164,7 @@ def test_groups_and_word_lines_are_due_when_their_first_device_outgrows_its_clas
 ) -> None:
     chip = make_chip(**drifting)
     matrix = matrix_of(chip, PAIRS)
-    ends_ns, _, _ = vars(matrix)["_crossings"][2]
+    _, ends_ns, _, _ = vars(matrix)["_crossings"][2]
     group_due, line_due = vars(matrix)["_due"]
 
     def check() -> None:
@@ -218,7 +218,7 @@ def test_word_lines_that_are_not_driven_wait_until_they_are(make_chip: MakeChip)
 @pytest.mark.parametrize("nu", [0.001, 0.04, 0.3, 1.0])
 def test_an_age_class_ends_before_the_drift_within_it_passes_the_bound(make_chip: MakeChip, nu: float) -> None:
     p = make_chip(nu=nu).parameters.cell
-    ends_ns, middles, factors = age_classes(nu, p)
+    _, ends_ns, middles, factors = age_classes(nu, p)
     ends = ends_ns[:-1] * 1e-9
     assert (np.diff(ends_ns.astype(np.float64)) > 0).all()
     for ages in (np.append(p.t_min, ends), np.append(ends, 4e9)):
