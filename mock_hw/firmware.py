@@ -16,7 +16,6 @@ from hil.protocols.messages import (
     Block,
     Capabilities,
     Cells,
-    Codes,
     Direction,
     Operation,
     PulseBatch,

@@ -362,7 +362,7 @@ def _driven(codes: Codes, line: int) -> bool:
 
 
 @njit(inline="always")
-def _class_of(age_ns: int, starts: I64, ends: I64) -> int:
+def class_of(age_ns: int, starts: I64, ends: I64) -> int:
     """The number of ends that an age (ns) has reached."""
     k = starts[(np.float64(max(age_ns, 1)).view(np.int64) >> 52) - 1023]  # the exponent is in a float's upper bits
     while age_ns >= ends[k]:
@@ -384,7 +384,7 @@ def _age_group(crossings: Crossings, devices: int, r: int, group: int, now_ns: i
             flat = line.base + lines[line.lines + devices * j + device]
             cell = cells[flat]
             age_ns = now_ns - cell.pulsed_ns
-            k = _class_of(age_ns, starts, ends)
+            k = class_of(age_ns, starts, ends)
             due = min(due, cell.pulsed_ns + ends[k])
             g = np.float64(cell.conductance)
             g *= factors[k] if nu.size == 1 else drift_factor(middles[k], np.float64(nu[flat]), p)

@@ -82,7 +82,7 @@ def main() -> None:
         report_size()
         report_start()
         report_studies(folder)
-        data = load("mnist", data_dir) if data_dir else made_up(30_000)
+        data = load("mnist", data_dir) if data_dir else made_up(60_000)
         print(f"784-250-10, {data.name} images, one thread; medians of {REPETITIONS} repetitions in turns\n")
         report_training(data, folder)
         report_run_file(data, folder)

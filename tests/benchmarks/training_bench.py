@@ -172,10 +172,10 @@ def cases_of(data: DataSet, folder: Path) -> dict[str, Callable[[], Rate]]:
     batches = settings_of(f"lr={BATCH_LR}", "batch_size=100")
     return {
         "plain fp32 PyTorch": partial(plain, first_of(data, 4000)),
-        "pcm-analog": partial(logged, typical, first_of(data, 12_000), folder / "a.h5"),
-        "pcm-analog, not logged": partial(unlogged, typical, first_of(data, 12_000)),
+        "pcm-analog": partial(logged, typical, first_of(data, 60_000), folder / "a.h5"),
+        "pcm-analog, not logged": partial(unlogged, typical, first_of(data, 60_000)),
         "pcm-analog, autograd": partial(through_autograd, typical, first_of(data, 4000), folder / "g.h5"),
-        "pcm-analog, batch 100": partial(logged, batches, first_of(data, 30_000), folder / "b.h5"),
+        "pcm-analog, batch 100": partial(logged, batches, first_of(data, 60_000), folder / "b.h5"),
         "pcm-90nm": partial(logged, serial, first_of(data, 12_000), folder / "s.h5"),
     }
 

@@ -227,6 +227,16 @@ def test_an_age_class_ends_before_the_drift_within_it_passes_the_bound(make_chip
     np.testing.assert_allclose(factors, (middles / p.t0) ** -nu)
 
 
+@pytest.mark.parametrize("nu", [0.001, 0.04, 0.3, 1.0])
+def test_the_class_of_an_age_is_the_number_of_ends_it_has_reached(make_chip: MakeChip, nu: float) -> None:
+    lookup, ends_ns, _, _ = age_classes(nu, make_chip(nu=nu).parameters.cell)
+    powers = 2 ** np.arange(62, dtype=np.int64)
+    edges = np.concatenate([ends_ns[:-1], powers])
+    ages = np.concatenate([[0], edges - 1, edges, edges + 1])
+    found = [physics.class_of(age, lookup, ends_ns) for age in ages]
+    assert found == np.searchsorted(ends_ns, ages, side="right").tolist()
+
+
 def test_without_drift_there_is_nothing_to_follow(make_chip: MakeChip) -> None:
     chip = make_chip(drift=False)
     matrix = matrix_of(chip, SINGLE)
