@@ -23,7 +23,7 @@ from hil.protocols.messages import (
     Region,
     Vectors,
 )
-from hil.protocols.requests import CutShortError
+from hil.protocols.requests import CutShortError, NoRegionError
 
 MakeChip = Callable[..., Chip]
 CELLS = Cells.of(0, np.arange(40), 3)
@@ -187,6 +187,25 @@ def test_a_new_firmware_on_the_same_chip_has_its_own_regions(firmware: Firmware)
     assert rebooted.regions == {}
     rebooted.define(Region(0, (replace(BLOCK, rows=BLOCK.rows + np.uint16(40)),)))
     assert (np.abs(multiply(rebooted, 3).codes) < 20).all()
+
+
+def test_a_region_that_is_defined_anew_is_multiplied_and_checked_as_it_is_now(firmware: Firmware) -> None:
+    pulse(firmware, 1)
+    assert (multiply(firmware, 2).codes > 20).all()
+    firmware.define(Region(0, (replace(BLOCK, rows=BLOCK.rows + np.uint16(40)),)))
+    assert (np.abs(multiply(firmware, 3).codes) < 20).all()
+    multiply_with_another_gain(firmware, 4)
+    firmware.define(Region(0, (replace(BLOCK, rows=BLOCK.rows[:10]),)))
+    with pytest.raises(LimitError, match=r"takes \(batch, 10\) forward"):
+        multiply_with_another_gain(firmware, 5)  # it has 20
+    assert firmware.last_op_id == 4
+
+
+def test_after_a_reboot_a_region_that_was_multiplied_before_is_not_known(firmware: Firmware) -> None:
+    multiply_with_another_gain(firmware, 1)
+    firmware.boot()
+    with pytest.raises(NoRegionError, match="region 0 is not defined"):
+        multiply_with_another_gain(firmware, 2)
 
 
 def test_reads_see_the_cells_before_the_time_they_take_and_pulses_count_from_their_end(firmware: Firmware) -> None:
