@@ -71,7 +71,7 @@ class Firmware:
         """Power comes on."""
         self.chip.forget_regions()
         self.regions: dict[int, Region] = {}
-        self._products: dict[tuple[Any, ...], Product] = {}  # those asked for so far, by all that is checked of them
+        self._products: dict[tuple[Any, ...], Product] = {}  # those found valid, by all that is checked of them
         self.grounded = True
         self.boots += 1
 
@@ -92,7 +92,6 @@ class Firmware:
         if known is not None and fingerprint(known.blocks) == fingerprint(region.blocks):
             return
         self.chip.forget_region(region.handle)
-        self._products.clear()
         self.regions[region.handle] = region
 
     def read(self, op_id: int, cells: Cells) -> Readings:
@@ -109,17 +108,18 @@ class Firmware:
         """Products of a batch of vectors with a region."""
         codes = vectors.codes
         asked = (handle, direction, gain, codes.shape[1:], codes.dtype)
-        product = self._products.get(asked) or self._product(asked, vectors)
+        product = self._products.get(asked)
+        if product is None or product.region is not self.regions.get(handle):
+            product = self._product(asked, vectors)
         limits.check_batch(self.capabilities, len(codes), "vectors")
         if (top := largest(codes)) > self._dac_top:
             limits.check_codes(self.capabilities, top)
         codes = np.ascontiguousarray(codes, self._dac_dtype)
         if self._repeated(op_id, product.operation, (handle, gain, codes)):
             return self._again(Readings)
-        chip = self.chip
-        out, saturated = chip.multiply(product.region, codes, direction, product.full_scale)
-        chip.advance(round(len(codes) * self._mvm_s * 1e9))
-        return self._answer(Readings(op_id, chip.now_ns, out, "A", product.step, 0, saturated))
+        out, saturated = self.chip.multiply(product.region, codes, direction, product.full_scale)
+        self._spend(len(codes), self._mvm_s)
+        return self._answer(Readings(op_id, self.chip.now_ns, out, "A", product.step, 0, saturated))
 
     def program(self, op_id: int, pulses: PulseBatch, power_fails_after: int | None = None) -> Receipt:
         """SET or RESET pulses. Power may fail after the first so many cells: then it boots, and raises

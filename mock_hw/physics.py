@@ -1,14 +1,12 @@
 """PCM device physics: pure steps, and the compiled loops that apply them to batches of cells.
 
 The formulas (from `set_step` to `read_spread`) take scalars or arrays, and the model's constants as a record (see
-`records.constants`). The loops go over the cells of a batch in order, so that a cell that occurs twice is pulsed twice.
-All compiled code that calls a formula is in this file, because the compiler's cache on disk follows changes of the
-caller's file only.
+`records.constants`). The loops go over cells in order, so that a cell that occurs twice is pulsed twice. All compiled
+code that calls a formula is here, because the compiler's cache on disk follows changes of the caller's file only.
 
-A matrix keeps, for the crossings of a region's lines, the weight and the noise variance ready for products. The age of
-each device puts it into a class, and all devices of a class drift by the factor of the class's middle age. A group of
-crossings knows when the first of its devices will outgrow its class, and a word line when the first of its groups is
-due: what is not due is not looked at.
+A matrix keeps the weight and the noise variance of its crossings ready for products. All devices of a class of ages
+drift by the factor of its middle age. A group of crossings knows when the first of its devices will outgrow its class,
+and a word line when the first of its groups is due: what is not due is not looked at.
 
 Flicker is a sum of components of equal variance: a white one, new at each read, and one for each time TAU, 4 TAU, 16
 TAU and so on up to the age of the cell, which is drawn anew whenever that time has passed again. Together their
@@ -364,7 +362,7 @@ def _driven(codes: Codes, line: int) -> bool:
 @njit(inline="always")
 def class_of(age_ns: int, starts: I64, ends: I64) -> int:
     """The number of ends that an age (ns) has reached."""
-    k = starts[(np.float64(max(age_ns, 1)).view(np.int64) >> 52) - 1023]  # the exponent is in a float's upper bits
+    k = starts[(np.float64(max(age_ns, 1)).view(np.int64) >> 52) - 1023]  # by the exponent of the float
     while age_ns >= ends[k]:
         k += 1
     return k  # type: ignore[no-any-return]
