@@ -187,7 +187,7 @@ class Firmware:
         return self.chip.locate(cells)
 
     def _product(self, asked: tuple[Any, ...], vectors: Vectors) -> Product:
-        """What is asked for the first time; raises where it cannot be done."""
+        """What is asked for the first time since its region was defined; raises where it cannot be done."""
         handle, direction, gain, _, _ = asked
         region = self.regions.get(handle)
         if region is None:
