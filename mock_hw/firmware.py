@@ -58,7 +58,6 @@ class Firmware:
         self.chip = chip
         self.capabilities: Capabilities = chip.parameters.capabilities()
         self._dac_dtype = np.dtype(self.capabilities.dac_dtype)
-        self._dac_top, self._mvm_s = self.capabilities.dac_top, self.capabilities.durations.mvm
         self.last_op_id = 0
         self.last_operation: Operation | None = None
         self.last_reply: Readings | Receipt | None = None
@@ -112,13 +111,12 @@ class Firmware:
         if product is None or product.region is not self.regions.get(handle):
             product = self._product(asked, vectors)
         limits.check_batch(self.capabilities, len(codes), "vectors")
-        if (top := largest(codes)) > self._dac_top:
-            limits.check_codes(self.capabilities, top)
+        limits.check_codes(self.capabilities, largest(codes))
         codes = np.ascontiguousarray(codes, self._dac_dtype)
         if self._repeated(op_id, product.operation, (handle, gain, codes)):
             return self._again(Readings)
         out, saturated = self.chip.multiply(product.region, codes, direction, product.full_scale)
-        self._spend(len(codes), self._mvm_s)
+        self._spend(len(codes), self.capabilities.durations.mvm)
         return self._answer(Readings(op_id, self.chip.now_ns, out, "A", product.step, 0, saturated))
 
     def program(self, op_id: int, pulses: PulseBatch, power_fails_after: int | None = None) -> Receipt:

@@ -260,16 +260,12 @@ class Region:
         return max(block.column_offset + len(block.columns) for block in self.blocks)
 
     @cached_property
-    def _inputs(self) -> tuple[int, int]:
-        return self.rows, self.columns
-
-    @cached_property
     def _outputs(self) -> tuple[int, int]:
         return sum(len(block.columns) for block in self.blocks), sum(len(block.rows) for block in self.blocks)
 
     def inputs(self, direction: Direction) -> int:
         """Codes per vector that go in."""
-        return self._inputs[direction]
+        return self.rows if direction == Direction.FORWARD else self.columns
 
     def outputs(self, direction: Direction) -> int:
         """Codes per vector that come out, over all blocks."""
