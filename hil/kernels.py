@@ -158,12 +158,17 @@ def descend(
     """chi[i] -= rate * sum over the batch of x[:, i] delta, for rows i from `first` to before `end`; `crossed`
     (rows,) says where a |chi| has reached the threshold.
     """
-    for i in range(first, end):
-        for b in range(x.shape[0]):
-            value = x[b, i] if i < x.shape[1] else np.float32(1)
-            if value == 0:
-                continue
-            step, reached = np.float32(rate * value), False
+    rows, steps = np.empty(end - first + 1, np.int64), np.empty(end - first + 1, np.float32)
+    for b in range(x.shape[0]):
+        active = 0
+        for i in range(first, min(end, x.shape[1])):
+            rows[active], steps[active] = i, rate * x[b, i]
+            active += x[b, i] != 0  # not an `if`, which the processor would often guess wrong
+        if end > x.shape[1]:
+            rows[active], steps[active] = end - 1, rate
+            active += 1
+        for k in range(active):
+            i, step, reached = rows[k], steps[k], False
             for j in range(chi.shape[1]):
                 rest = chi[i, j] - step * delta[b, j]
                 chi[i, j] = rest
@@ -228,10 +233,12 @@ def accumulate(
         descend(chi, x, delta, first, end, rate, threshold, crossed)
     else:
         descend_in_fours(chi, x, delta, first, end, rate, threshold, crossed)
-    count = 0
+    hits, hit = np.empty(chi.shape[0] + 1, np.int64), 0
     for i in range(first, end):
-        if not crossed[i]:
-            continue
+        hits[hit] = i
+        hit += crossed[i]
+    count = 0
+    for i in hits[:hit]:
         for j in range(columns):
             if not abs(chi[i, j]) >= threshold:
                 continue
