@@ -19,6 +19,9 @@ U16 = npt.NDArray[np.uint16]
 Bools = npt.NDArray[np.bool_]
 Index = npt.NDArray[np.integer[Any]]
 
+VECTOR, MATRIX = np.empty(1, np.float32), np.empty((1, 1), np.float32)
+"""What floats look like to the compiler: see `hil.mock_hw.compiled`."""
+
 # Sums may be reassociated so that they vectorise; NaN and infinity keep their meaning.
 FAST = {"reassoc", "contract", "nsz"}
 NOT_FINITE = -1
@@ -71,19 +74,21 @@ def quantise_inputs(x: F32, top: int, codes: Codes, scale: F32) -> bool:
 
 
 @njit(cache=True)
-def quantise_deltas(delta: F32, top: int, codes: Codes, scale: F32, twice: bool) -> bool:
+def quantise_deltas(delta: F32, top: int, codes: Codes, scale: F32) -> bool:
     """As `quantise_inputs` for `delta` (batch, columns), without a bias.
 
-    With `twice`, each value goes to two lines with opposite signs: `codes` (batch, 2 * columns).
+    Where there are twice as many codes, each value goes to two lines with opposite signs: `codes` (batch, 2 * columns).
     """
-    if codes.shape[1] != delta.shape[1] * (2 if twice else 1):
+    columns = delta.shape[1]
+    twice = codes.shape[1] == 2 * columns
+    if codes.shape[1] != columns and not twice:
         raise ValueError("the vectors do not fit the weights")
     for b in range(delta.shape[0]):
         peak = largest(delta[b])
         if not peak < np.inf:
             return False
         unit = np.float32(peak / top) if peak > 0 else np.float32(1)
-        for j in range(delta.shape[1]):
+        for j in range(columns):
             code = np.int32(np.rint(delta[b, j] / unit))
             if twice:
                 codes[b, 2 * j] = code
@@ -283,13 +288,13 @@ def address_pairs(index: Index, places: U16, out: U16) -> None:
 
 
 @njit(cache=True)
-def sigmoid_backward(gradient: F32, output: F32, result: F32) -> None:
-    """From the gradient by a sigmoid's output (batch, features) to that by its input: the operations of torch's
-    operator in their order, which gives the same bits in a third of the time.
+def sigmoid_backward(gradient: F32, output: F32) -> None:
+    """From the gradient by a sigmoid's output (batch, features) to that by its input, in place: the operations of
+    torch's operator in their order, which gives the same bits in a third of the time.
     """
     for b in range(output.shape[0]):
         for j in range(output.shape[1]):
-            result[b, j] = gradient[b, j] * (np.float32(1) - output[b, j]) * output[b, j]
+            gradient[b, j] = gradient[b, j] * (np.float32(1) - output[b, j]) * output[b, j]
 
 
 @njit(cache=True)

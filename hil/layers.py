@@ -29,8 +29,8 @@ class AnalogWeight(nn.Parameter):
     """Handle of a weight matrix on devices: shape (rows, columns), inputs by outputs, the bias being the last row.
 
     It holds no values, they are on the array. `factors` collects what backpropagation gives for it until the optimizer
-    takes it: pairs of x (batch, rows - 1), the input 1 of the bias being left out, and delta (batch, columns). The
-    gradient is the sum of [x, 1]^T delta.
+    takes it: pairs of x (batch, rows - 1), the input 1 of the bias being left out, and delta (batch, columns), both
+    float32 and contiguous. The gradient is the sum of [x, 1]^T delta.
     """
 
     pairs: DifferentialPairs
@@ -132,7 +132,7 @@ class AnalogProduct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, None]:
-        delta = np.ascontiguousarray(gradients[0].numpy())
+        delta = np.ascontiguousarray(gradients[0].numpy(), np.float32)
         if ctx.weight.requires_grad:
             ctx.weight.factors.append((ctx.x, delta))
         if not ctx.needs_input_grad[0]:

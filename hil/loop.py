@@ -17,8 +17,9 @@ from hil.data.datasets import DataSet
 from hil.diagnosis import WINDOW, Diagnosis
 from hil.instruments.tester import ArrayTester
 from hil.interrupt import Interrupt
-from hil.kernels import F32, I64, score
+from hil.kernels import F32, I64, MATRIX, score
 from hil.mixed_precision import MixedPrecisionSGD, Refresh
+from hil.mock_hw.compiled import code_for
 from hil.network import analog_layers
 from hil.observers import LoopObserver
 from hil.pace import Pace
@@ -83,6 +84,7 @@ class Training:
         self.settings, self._data, self.model = settings, data, model
         self._memory, self._log, self._observer = memory, log, observer
         self._targets = np.eye(data.classes, dtype=np.float32)
+        self._score = code_for(score, MATRIX, MATRIX, data.train_labels)
         self.optimizer = _optimizer(model, settings)
         self._network: Passes = passes(model, self.optimizer)
         self.pace = Pace(tester, settings.image_period) if tester else None
@@ -172,7 +174,7 @@ class Training:
             outputs = self._network.train(images, targets)
             if self.pace is not None:
                 self.pace.images_done(len(labels))
-            loss, hits = score(outputs, targets, labels)
+            loss, hits = self._score(outputs, targets, labels)
             self._loss += loss
             if not self._loss < math.inf:
                 raise DivergedError(f"the loss is not finite after {self._images} images: lower the rate")

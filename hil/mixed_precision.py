@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hil.kernels import F32, I32, NOT_FINITE, accumulate
+from hil.kernels import F32, I32, MATRIX, NOT_FINITE, accumulate
 from hil.layers import AnalogWeight
+from hil.mock_hw.compiled import code_for
 from hil.pairs import SLICE
 from hil.protocols.errors import DivergedError, InputError
 
@@ -59,6 +60,8 @@ class _Layer:
         self._rows = range(0, rows, max(SLICE // columns, 1))
         self._index = np.empty(min(self._rows.step, rows) * columns, np.int32)
         self._pulses = np.empty_like(self._index)
+        places = self._index, self._pulses, self.suspects
+        self._accumulate = code_for(accumulate, self.chi, MATRIX, MATRIX, 0, 0, 1.0, 1.0, 1, *places)
 
     def update(self, lr: float, granularity: float, max_pulses: int | None) -> int:
         """Take the gradient into chi and send the pulses that this asks for; returns the number of images."""
@@ -71,7 +74,9 @@ class _Layer:
         for first in self._rows:
             end = min(first + self._rows.step, self._rows.stop)
             most, index, pulses = max_pulses or MOST_PULSES, self._index, self._pulses
-            count = accumulate(self.chi, x, delta, first, end, rate, granularity, most, index, pulses, self.suspects)
+            count = self._accumulate(
+                self.chi, x, delta, first, end, rate, granularity, most, index, pulses, self.suspects
+            )
             if count == NOT_FINITE:
                 raise DivergedError("a gradient is not finite: training has diverged; lower the rate")
             if count:

@@ -1,6 +1,6 @@
 """Weights on differential pairs of devices: W = alpha (G+ - G-) / 8 uS, with alpha the digital scale of the layer."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -8,9 +8,10 @@ import numpy as np
 from hil.instruments.tester import ArrayTester
 from hil.kernels import F32, U16, Bools, Index, address, address_pairs
 from hil.mapping import floorplan
+from hil.mock_hw.compiled import code_for
 from hil.programming import Convergence, Progress, Verify, program_and_verify, reach_of
 from hil.protocols.errors import InputError
-from hil.protocols.messages import Cells, Operation, PulseBatch, Status
+from hil.protocols.messages import COMPLETE, RESET, SET, Cells, Operation, PulseBatch
 
 UNIT = 8e-6
 """S of difference for one device unit. RECALLED (W in [-1, 1] is G+ - G- in [-8, 8] uS; Nandakumar 2020)."""
@@ -29,10 +30,13 @@ class DifferentialPairs:
         self.scale = scale
         self.placement = plan.place(rows, columns)
         self._stuck = _stuck(plan.stuck, self.placement.places)
+        index = np.empty(1, np.int32)
+        places, lines = self.placement.places, np.empty((4, 1), np.uint16)
+        self._address: Callable[..., tuple[int, int]] = code_for(address, index, index, places, self._stuck, lines)
         self._capabilities = tester.capabilities()
         self._staircase = np.array(self._capabilities.staircase, np.float32)
         self._reset = self._staircase[0] if len(self._staircase) else np.float32(0)  # S, of a device that is RESET
-        self.sent = {Operation.SET: 0, Operation.RESET: 0}  # pulses so far
+        self.sent = {SET: 0, RESET: 0}  # pulses so far
         self.in_doubt = 0  # operations of which nobody knows what they did
         self.at_limit = 0  # of these, pulses that met an end of the conductance range, as far as the tester can tell
 
@@ -49,7 +53,7 @@ class DifferentialPairs:
 
         Returns how many were sent.
         """
-        return self._send(Operation.SET, index, pulses)
+        return self._send(SET, index, pulses)
 
     def measure(self, index: Index) -> tuple[F32, F32]:
         """One reading of G+ and G- (S) of each named weight."""
@@ -86,8 +90,8 @@ class DifferentialPairs:
             reach = reach_of(self._capabilities)
             devices, levels = devices[free], np.clip(levels[free], 0, reach)  # the partner of a stuck one does its best
         report = program_and_verify(self.tester, Cells(*self.placement.places[:, devices]), levels, how, progress)
-        self.sent[Operation.SET] += int(report.set_pulses.sum())
-        self.sent[Operation.RESET] += int(report.reset_pulses.sum())
+        self.sent[SET] += int(report.set_pulses.sum())
+        self.sent[RESET] += int(report.reset_pulses.sum())
         self.in_doubt += report.in_doubt
         self.at_limit += report.at_limit
         return report
@@ -95,10 +99,10 @@ class DifferentialPairs:
     def _write(self, index: Index, difference: F32) -> None:
         both = np.concatenate([index, index])
         signs = np.repeat(np.array([1, -1], np.int32), len(index))
-        self._send(Operation.RESET, both, signs)
+        self._send(RESET, both, signs)
         middles = (self._staircase[1:] + self._staircase[:-1]) / 2 - self._reset
         steps = np.searchsorted(middles, np.concatenate(self._levels(index, difference))).astype(np.int32)
-        self._send(Operation.SET, both, signs * steps)
+        self._send(SET, both, signs * steps)
 
     def _levels(self, index: Index, difference: F32) -> tuple[F32, F32]:
         """How far (S) G+ and G- of each named weight have to be above their RESET state: one of them, unless that one
@@ -115,27 +119,28 @@ class DifferentialPairs:
 
     def state(self) -> dict[str, Any]:
         """What has been counted so far, for `restore`; the devices keep the weights."""
-        sent = {"set": self.sent[Operation.SET], "reset": self.sent[Operation.RESET]}
+        sent = {"set": self.sent[SET], "reset": self.sent[RESET]}
         return sent | {"at_limit": self.at_limit, "in_doubt": self.in_doubt}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on counting from what `state()` gave."""
-        self.sent = {Operation.SET: state["set"], Operation.RESET: state["reset"]}
+        self.sent = {SET: state["set"], RESET: state["reset"]}
         self.at_limit = state["at_limit"]
         self.in_doubt = state.get("in_doubt", 0)
 
     def _send(self, kind: Operation, index: Index, pulses: Index) -> int:
         """Pulse G+ (positive) or G- (negative) of weights where it is not stuck, once, whatever comes back."""
         lines = np.empty((4, len(index)), np.uint16)
-        count, total = address(index, pulses, self.placement.places, self._stuck, lines)
+        index, pulses = np.ascontiguousarray(index, np.int32), np.ascontiguousarray(pulses, np.int32)
+        count, total = self._address(index, pulses, self.placement.places, self._stuck, lines)
         if not count:
             return 0
         if count < len(index):
             lines = lines[:, :count]
         cells = Cells(lines[0], lines[1], lines[2])
-        shape = self._capabilities.set_pulse if kind == Operation.SET else self._capabilities.reset_pulse
+        shape = self._capabilities.set_pulse if kind == SET else self._capabilities.reset_pulse
         receipt = self.tester.program(PulseBatch(cells, kind, lines[3], shape))
-        if receipt.status != Status.COMPLETE:
+        if receipt.status != COMPLETE:
             self.in_doubt += 1
             self.tester.read(cells)  # they count as pulsed; the log says what became of them
         self.sent[kind] += total

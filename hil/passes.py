@@ -21,7 +21,7 @@ class Passes(Protocol):
     def train(self, images: F32, targets: F32) -> F32:
         """Outputs (batch, classes) for images (batch, features), after which the weights have been updated.
 
-        Outputs are valid until the next call.
+        Outputs are contiguous, and valid until the next call.
         """
 
     def evaluate(self, images: F32) -> F32:
@@ -37,7 +37,8 @@ class DirectPasses:
 
     def train(self, images: F32, targets: F32) -> F32:
         outputs = self._network.forward(images)
-        self._network.backward(outputs - targets)
+        np.subtract(outputs, targets, self._network.gradient)
+        self._network.backward()
         self._optimizer.take_gradients()
         return outputs
 
@@ -61,7 +62,7 @@ class AutogradPasses:
         result: F32 = outputs.detach().numpy()
         outputs.backward(torch.from_numpy(result - targets))
         self._step()
-        return result
+        return np.ascontiguousarray(result, np.float32)
 
     @torch.no_grad()
     def evaluate(self, images: F32) -> F32:

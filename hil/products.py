@@ -1,7 +1,9 @@
 """Products of vectors with the weights of a layer: by the array itself, or on the host with what it reads there."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,8 @@ import numpy as np
 from hil.kernels import (
     F32,
     I64,
+    MATRIX,
+    VECTOR,
     Index,
     all_finite,
     combine,
@@ -17,9 +21,10 @@ from hil.kernels import (
     quantise_inputs,
     transposed_product,
 )
+from hil.mock_hw.compiled import code_for
 from hil.pairs import SLICE, UNIT, DifferentialPairs
-from hil.protocols.errors import DivergedError, InputError
-from hil.protocols.messages import Capabilities, Codes, Direction, MvmMode, Readout, Vectors
+from hil.protocols.errors import DivergedError, InputError, TesterError
+from hil.protocols.messages import Capabilities, Direction, MvmMode, Readout, Vectors
 
 
 @dataclass
@@ -84,11 +89,20 @@ class Way:
 
     direction: Direction
     gain: int  # of the converter
+    inputs: int  # values of a vector
     lines: int  # DAC codes per vector
+    answers: int  # ADC codes per vector
     outputs: int  # sums per vector
     places: I64  # (blocks, 2): first output and number of outputs of each block
     pairwise: bool  # two codes come for each output
+    quantise: Callable[..., bool]  # compiled
     count: Conversions
+
+
+@cache
+def combining(dtype: np.dtype[Any]) -> Callable[..., None]:
+    """What adds up ADC codes of this type."""
+    return code_for(combine, np.empty((1, 1), dtype), np.empty((1, 2), np.int64), True, 1.0, VECTOR, MATRIX)
 
 
 class AnalogProducts(Products):
@@ -108,47 +122,48 @@ class AnalogProducts(Products):
         self._gains = range(len(c.mvm_ranges))
         single, (rows, columns) = c.readout == Readout.SINGLE, pairs.shape
         width = 2 if single else 1  # lines of a column
-        blocks = self._region.blocks
+        blocks, codes = self._region.blocks, np.empty((1, 1), self._dtype)
         self._forward = Way(
             Direction.FORWARD,
             gain_for(forward_range, pairs.scale, c),
+            inputs=rows - 1,
             lines=rows,
+            answers=self._region.outputs(Direction.FORWARD),
             outputs=columns,
             places=np.array(
                 [(block.column_offset // width, len(block.columns) // width) for block in blocks], np.int64
             ),
             pairwise=single,
+            quantise=code_for(quantise_inputs, MATRIX, 1, codes, VECTOR),
             count=self.conversions[Direction.FORWARD],
         )
         self._backward = Way(
             Direction.BACKWARD,
             gain_for(backward_range, pairs.scale, c),
+            inputs=columns,
             lines=width * columns,
+            answers=self._region.outputs(Direction.BACKWARD),
             outputs=rows - 1,
             places=np.array([(block.row_offset, len(block.rows)) for block in blocks], np.int64),
             pairwise=False,
+            quantise=code_for(quantise_deltas, MATRIX, 1, codes, VECTOR),
             count=self.conversions[Direction.BACKWARD],
         )
 
     def forward(self, x: F32, out: F32 | None = None) -> F32:
-        return self._convert(*self._quantised(x), self._forward, out)
+        return self._multiplied(x, self._forward, out)
 
     def calibrate(self, x: F32) -> F32:
         """By the smallest range, from the usual one on, in which no output meets the end."""
-        codes, scale = self._quantised(x)
         for gain in self._gains[self._forward.gain :]:
             self.calibration = Conversions()
-            out = self._convert(codes, scale, replace(self._forward, gain=gain, count=self.calibration), None)
+            out = self._multiplied(x, replace(self._forward, gain=gain, count=self.calibration), None)
             if not self.calibration.saturated:
                 break
         return out
 
     def backward(self, delta: F32, out: F32 | None = None) -> F32:
-        codes = np.empty((len(delta), self._backward.lines), self._dtype)
-        scale = np.empty(len(delta), np.float32)
-        if not quantise_deltas(delta, self._top, codes, scale, self._forward.pairwise):
-            raise not_finite(Direction.BACKWARD)
-        return self._convert(codes, scale, self._backward, out)
+        return self._multiplied(delta, self._backward, out)
 
     def changed(self, index: Index) -> None:
         """Nothing is remembered that could be stale."""
@@ -159,22 +174,34 @@ class AnalogProducts(Products):
     def rescale(self, factor: float) -> None:
         self._factor = self._plain * factor
 
-    def _quantised(self, x: F32) -> tuple[Codes, F32]:
-        """DAC codes (batch, lines) of forward vectors, and what one code of each stands for."""
-        codes = np.empty((len(x), self._forward.lines), self._dtype)
-        scale = np.empty(len(x), np.float32)
-        if not quantise_inputs(x, self._top, codes, scale):
-            raise not_finite(Direction.FORWARD)
-        return codes, scale
-
-    def _convert(self, codes: Codes, scale: F32, way: Way, out: F32 | None) -> F32:
+    def _multiplied(self, x: F32, way: Way, out: F32 | None) -> F32:
+        x, out = vectors_and_room(x, way.inputs, out, way.outputs, way.direction)
+        codes, scale = np.empty((len(x), way.lines), self._dtype), np.empty(len(x), np.float32)
+        if not way.quantise(x, self._top, codes, scale):
+            raise not_finite(way.direction)
         readings = self._tester.mvm(self._region, Vectors(codes, scale), way.direction, way.gain)
+        answer = np.ascontiguousarray(readings.codes)
+        if answer.shape != (len(x), way.answers):
+            raise TesterError(f"the tester gave codes of shape {answer.shape} for {len(x)} vectors of {way.answers}")
         way.count.saturated += readings.saturated
-        way.count.converted += readings.codes.size
-        if out is None:
-            out = np.empty((len(codes), way.outputs), np.float32)
-        combine(readings.codes, way.places, way.pairwise, readings.scale * self._factor, scale, out)
+        way.count.converted += answer.size
+        combining(answer.dtype)(answer, way.places, way.pairwise, readings.scale * self._factor, scale, out)
         return out
+
+
+def vectors_and_room(x: F32, inputs: int, out: F32 | None, outputs: int, direction: Direction) -> tuple[F32, F32]:
+    """Vectors (batch, inputs) as compiled code takes them, and where their products (batch, outputs) go; raises
+    `InputError` for arrays of other shapes.
+    """
+    x = np.ascontiguousarray(x, np.float32)
+    if x.ndim != 2 or x.shape[1] != inputs:
+        raise InputError(f"vectors of shape {x.shape}: a {direction.name.lower()} product takes (batch, {inputs})")
+    shape = len(x), outputs
+    if out is None:
+        return x, np.empty(shape, np.float32)
+    if out.shape != shape or out.dtype is not x.dtype or not out.flags.c_contiguous:
+        raise InputError(f"products {shape} go to a contiguous array of float32, not {out.dtype} {out.shape}")
+    return x, out
 
 
 def gain_for(output: float, scale: float, capabilities: Capabilities) -> int:
@@ -224,14 +251,14 @@ class HostProducts(Products):
         self._since_read = 0
 
     def forward(self, x: F32, out: F32 | None = None) -> F32:
+        rows, columns = self._pairs.shape
+        x, out = vectors_and_room(x, rows - 1, out, columns, Direction.FORWARD)
         if not all_finite(x):
             raise not_finite(Direction.FORWARD)
         if self._since_read >= self._reread_images:
             self.forget()
         self._since_read += len(x)
         self._read_stale()
-        if out is None:
-            out = np.empty((len(x), self._pairs.shape[1]), np.float32)
         product(x, self._weight, out)
         return out
 
@@ -239,11 +266,11 @@ class HostProducts(Products):
         return self.forward(x)
 
     def backward(self, delta: F32, out: F32 | None = None) -> F32:
+        rows, columns = self._pairs.shape
+        delta, out = vectors_and_room(delta, columns, out, rows - 1, Direction.BACKWARD)
         if not all_finite(delta):
             raise not_finite(Direction.BACKWARD)
         self._read_stale()
-        if out is None:
-            out = np.empty((len(delta), self._pairs.shape[0] - 1), np.float32)
         transposed_product(delta, self._weight, out)
         return out
 

@@ -3,18 +3,30 @@
 import numpy as np
 from numba import njit
 
-from hil.mock_hw import physics, records
+from hil.mock_hw import records
 from hil.mock_hw.chips import ChipParameters
+from hil.mock_hw.compiled import LINES, code_for
 from hil.mock_hw.matrix import Matrix
 from hil.mock_hw.normals import NormalSource
 from hil.mock_hw.parameters import PcmParameters
+from hil.mock_hw.pulses import (
+    STUCK_HIGH,
+    apply_reset,
+    apply_set,
+    apply_targets,
+    draw_exponents,
+    exponent,
+    reset_level,
+)
+from hil.mock_hw.readout import read_cells
+from hil.mock_hw.records import F32, I64, U16, Records
 from hil.protocols.limits import outside_chip
-from hil.protocols.messages import Cells, Codes, Direction, Operation, PulseBatch, Region
+from hil.protocols.messages import SET, Cells, Codes, Direction, PulseBatch, Region
 
 PART = 1 << 20
 """Cells that are made at a time, so that a large chip needs no more memory than it keeps."""
-FORWARD = Direction.FORWARD
 NO_NORMALS = np.empty(0, np.float32)
+PLACES = np.empty(0, np.int64)
 
 
 class Chip:
@@ -37,17 +49,18 @@ class Chip:
         self.column_reads = np.zeros((parameters.arrays, parameters.columns), np.uint64)
         self.normals = NormalSource(operation)
         self.now_ns = 0
-        capabilities = parameters.capabilities()
-        self._adc_top, self._read_noise = capabilities.adc_top, parameters.cell.read_noise
-        self._adc_dtype = np.dtype(np.int8 if parameters.adc_bits <= 8 else np.int16)
-        self._volt = parameters.read_voltage / capabilities.dac_top  # per DAC code
         self._matrices: dict[int, Matrix] = {}
+        state = self.cells, self.carries
+        self._locate = code_for(_locate, LINES, LINES, LINES, 0, 0, 0, PLACES)
+        self._set = code_for(apply_set, *state, self.step_scale, PLACES, LINES, 0, NO_NORMALS, self.constants)
 
-    def locate(self, cells: Cells) -> physics.I64:
-        """Places of cells in the state, (n,); raises `LimitError` for a cell that the chip does not have."""
+    def locate(self, cells: Cells) -> I64:
+        """Places in the state, (n,), of cells whose vectors were checked; raises `LimitError` for a cell that the chip
+        does not have.
+        """
         p = self.parameters
-        flat = np.empty(len(cells), np.int64)
-        bad = _locate(cells.array, cells.row, cells.column, p.arrays, p.rows, p.columns, flat)
+        flat = np.empty(len(cells.row), np.int64)
+        bad = self._locate(cells.array, cells.row, cells.column, p.arrays, p.rows, p.columns, flat)
         if bad >= 0:
             raise outside_chip(p.capabilities(), cells, bad)
         return flat
@@ -56,12 +69,12 @@ class Chip:
         """Let device time pass."""
         self.now_ns += nanoseconds
 
-    def read(self, flat: physics.I64) -> tuple[Codes, int]:
+    def read(self, flat: I64) -> tuple[Codes, int]:
         """Codes (n,) of single cells, and how many met an end of the converter's range."""
         p = self.parameters
         codes: Codes = np.empty(len(flat), np.uint8 if p.adc_bits <= 8 else np.uint16)
         normals = self.normals.take(len(flat)) if p.cell.read_noise else NO_NORMALS
-        saturated = physics.read_cells(
+        saturated = read_cells(
             self.cells,
             self.carries,
             self.nu,
@@ -86,47 +99,43 @@ class Chip:
         """Code of a cell read at 0 S."""
         return round(-self.parameters.read_floor / self.read_step)
 
-    def program(self, pulses: PulseBatch, flat: physics.I64, total: int) -> int:
+    def program(self, pulses: PulseBatch, flat: I64, total: int) -> int:
         """Apply `total` pulses to the cells at `flat`; returns how many met an end of the conductance range."""
         p, saturated = self.parameters.cell, 0
         if p.inference:
             saturated = self._verify(pulses, flat)
-        elif pulses.kind == Operation.SET:
+        elif pulses.kind == SET:
             normals = self.normals.take(total) if p.programming_noise else NO_NORMALS
-            saturated = physics.apply_set(
+            saturated = self._set(
                 self.cells, self.carries, self.step_scale, flat, pulses.counts, self.now_ns, normals, self.constants
             )
         else:
             normals = self.normals.take(len(flat)) if p.reset_noise else NO_NORMALS
-            physics.apply_reset(self.cells, self.carries, flat, pulses.counts, self.now_ns, normals, self.constants)
+            apply_reset(self.cells, self.carries, flat, pulses.counts, self.now_ns, normals, self.constants)
         for matrix in self._matrices.values():
             matrix.touch(pulses.cells)
         return saturated
 
-    def _verify(self, pulses: PulseBatch, flat: physics.I64) -> int:
+    def _verify(self, pulses: PulseBatch, flat: I64) -> int:
         """Program and verify cells, and draw their drift exponents anew; as `program`."""
         p, saturated = self.parameters.cell, 0
         levels, exponents = np.split(self.normals.take(2 * len(flat)), 2)
         batch = self.cells, self.carries, flat, pulses.counts, self.now_ns
-        if pulses.kind == Operation.SET:
-            saturated = physics.apply_targets(*batch, levels if p.programming_noise else NO_NORMALS, self.constants)
+        if pulses.kind == SET:
+            saturated = apply_targets(*batch, levels if p.programming_noise else NO_NORMALS, self.constants)
         else:
-            physics.apply_reset(*batch, levels if p.reset_noise else NO_NORMALS, self.constants)
-        physics.draw_exponents(self.cells, self.nu, flat, exponents, self.constants)
+            apply_reset(*batch, levels if p.reset_noise else NO_NORMALS, self.constants)
+        draw_exponents(self.cells, self.nu, flat, exponents, self.constants)
         return saturated
 
-    def multiply(self, region: Region, codes: Codes, direction: Direction, full_scale: float) -> tuple[Codes, int]:
-        """Product of DAC codes (batch, inputs) to ADC codes (batch, outputs) of +-`full_scale` (A), and how many
-        saturated.
-        """
-        matrix = self._matrices.get(region.handle) or self._matrix(region)
-        forward = direction == FORWARD
-        out: Codes = np.empty((len(codes), matrix.columns if forward else matrix.rows), self._adc_dtype)
-        normals = self.normals.take(out.size) if self._read_noise else NO_NORMALS
-        reads = self.row_reads if forward else self.column_reads
-        step, top = full_scale / self._adc_top, self._adc_top
-        saturated = matrix.multiply(forward, codes, self.now_ns, self._volt, normals, step, top, out, reads)
-        return out, saturated
+    def product(self, region: Region, direction: Direction, full_scale: float) -> "Product":
+        """Products with a region in a direction, converted in a range of +-`full_scale` (A), until it is forgotten."""
+        matrix = self._matrices.get(region.handle)
+        if matrix is None:
+            counts = self.row_reads, self.column_reads
+            matrix = Matrix(region.blocks, self.parameters, self.cells, self.nu, self.constants, *counts)
+            self._matrices[region.handle] = matrix
+        return Product(self, matrix, direction, full_scale)
 
     def forget_regions(self) -> None:
         """Drop what is kept ready for products: the next firmware numbers its regions from 0 again."""
@@ -136,20 +145,35 @@ class Chip:
         """Drop what is kept ready for products with one region: it is to be another one."""
         self._matrices.pop(handle, None)
 
-    def count(self, what: str) -> physics.I64:
+    def count(self, what: str) -> I64:
         """How often each cell was pulsed or read: `set_count`, `reset_count` or `read_count`."""
         return self.cells[what] + np.int64(256) * self.carries[what]
 
-    def _matrix(self, region: Region) -> Matrix:
-        matrix = Matrix(region.blocks, self.parameters, self.cells, self.nu, self.constants)
-        self._matrices[region.handle] = matrix
-        return matrix
+
+class Product:
+    """Products of a chip with a matrix, in one direction and converter range."""
+
+    def __init__(self, chip: Chip, matrix: Matrix, direction: Direction, full_scale: float) -> None:
+        p, c = chip.parameters, chip.parameters.capabilities()
+        self._chip, self._normals = chip, chip.normals if p.cell.read_noise else None
+        kernel, self._crossings, self._outputs = matrix.way(direction == Direction.FORWARD)
+        self._dtype = np.dtype(np.int8 if p.adc_bits <= 8 else np.int16)
+        self._volt = p.read_voltage / c.dac_top  # per DAC code
+        self.step, self._top = full_scale / c.adc_top, c.adc_top
+        """A per ADC code."""
+        codes, out = np.empty((1, 1), c.dac_dtype), np.empty((1, 1), self._dtype)
+        self._kernel = code_for(kernel, self._crossings, codes, 0, NO_NORMALS, 1.0, 1.0, 0, out)
+
+    def multiply(self, codes: Codes) -> tuple[Codes, int]:
+        """ADC codes (batch, outputs) for DAC codes (batch, inputs), and how many saturated."""
+        out: Codes = np.empty((len(codes), self._outputs), self._dtype)
+        normals = self._normals.take(out.size) if self._normals else NO_NORMALS
+        step, top = self.step, self._top
+        return out, self._kernel(self._crossings, codes, self._chip.now_ns, normals, self._volt, step, top, out)
 
 
 @njit(cache=True)
-def _locate(
-    array: physics.U16, row: physics.U16, column: physics.U16, arrays: int, rows: int, columns: int, flat: physics.I64
-) -> int:
+def _locate(array: U16, row: U16, column: U16, arrays: int, rows: int, columns: int, flat: I64) -> int:
     """Write each cell's place on the chip into `flat` (n,); returns the index of the first cell the chip does not have,
     or -1.
     """
@@ -160,33 +184,33 @@ def _locate(
     return -1
 
 
-def fabricate(p: PcmParameters, count: int, rng: np.random.Generator) -> records.Records:
+def fabricate(p: PcmParameters, count: int, rng: np.random.Generator) -> Records:
     """The cells of a new chip, RESET once at time 0."""
     cells = np.zeros(count, records.CELL)
     parts = [slice(start, start + PART) for start in range(0, count, PART)]
     for part in parts:
         g = cells["conductance"][part]
         normal = rng.standard_normal(len(g), np.float32) * p.reset_noise  # drawn in any case: the rest stays the same
-        g[:] = physics.reset_level(normal, records.constants(p)[0])
+        g[:] = reset_level(normal, records.constants(p)[0])
     for part in parts if p.stuck_fraction else ():
         stuck = cells["stuck"][part]
         stuck[:] = rng.random(len(stuck)) < p.stuck_fraction
     stuck = np.flatnonzero(cells["stuck"])
-    cells["conductance"][stuck] = np.where(rng.random(len(stuck)) < 0.5, p.g_min, physics.STUCK_HIGH * p.g_max)
+    cells["conductance"][stuck] = np.where(rng.random(len(stuck)) < 0.5, p.g_min, STUCK_HIGH * p.g_max)
     return cells
 
 
-def _exponents(p: PcmParameters, count: int, rng: np.random.Generator) -> physics.F32:
+def _exponents(p: PcmParameters, count: int, rng: np.random.Generator) -> F32:
     """Drift exponents after the first RESET: one for all cells, or one per cell."""
     if not p.inference:
         return _spread(p.nu, p.nu_spread if p.drift else 0.0, count, rng)
-    exponents: physics.F32 = physics.exponent(0.0, rng.standard_normal(count, np.float32), records.constants(p)[0])
+    exponents: F32 = exponent(0.0, rng.standard_normal(count, np.float32), records.constants(p)[0])
     return exponents.astype(np.float32)
 
 
-def _spread(mean: float, fraction: float, count: int, rng: np.random.Generator) -> physics.F32:
+def _spread(mean: float, fraction: float, count: int, rng: np.random.Generator) -> F32:
     """One value for all cells, or one per cell: normal about the mean and never negative."""
     if fraction == 0:
         return np.full(1, mean, np.float32)
-    values: physics.F32 = np.maximum(mean * (1 + fraction * rng.standard_normal(count, np.float32)), 0)
+    values: F32 = np.maximum(mean * (1 + fraction * rng.standard_normal(count, np.float32)), 0)
     return values

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from hil.mock_hw.parameters import PcmParameters
-from hil.mock_hw.physics import set_step, target
+from hil.mock_hw.pulses import set_step, target
 from hil.mock_hw.records import constants
 from hil.protocols.errors import InputError
 from hil.protocols.messages import Capabilities, Durations, MvmMode, PulseLimits, PulseShape, Readout

@@ -1,28 +1,33 @@
 """What a tester's firmware does with a request: check it, run it once, answer it."""
 
 import zlib
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from hil.mock_hw.array import Chip
-from hil.mock_hw.products import largest
+from hil.mock_hw.array import Chip, Product
+from hil.mock_hw.compiled import LINES, code_for
+from hil.mock_hw.pulses import total_of
+from hil.mock_hw.readout import largest
 from hil.protocols import limits
 from hil.protocols.errors import LimitError, OperationIdError
 from hil.protocols.messages import (
+    COMPLETE,
     MVM_KIND,
+    READ,
+    SET,
+    WAIT,
     Block,
     Capabilities,
     Cells,
+    Codes,
     Direction,
     Operation,
     PulseBatch,
     Readings,
     Receipt,
     Region,
-    Status,
     Vectors,
 )
 from hil.protocols.requests import CutShortError, NoRegionError, State
@@ -34,16 +39,6 @@ MOST_REGIONS = 1024
 """Regions that are known at one time. CHOSEN."""
 LONGEST_LIFE = 3.2e9
 """Device time (s) beyond which nothing waits: a hundred years."""
-
-
-@dataclass(frozen=True, slots=True)
-class Product:
-    """What all products of a region in one direction and range have in common; `step` is A per code."""
-
-    region: Region
-    operation: Operation
-    full_scale: float
-    step: float
 
 
 class Firmware:
@@ -58,6 +53,8 @@ class Firmware:
         self.chip = chip
         self.capabilities: Capabilities = chip.parameters.capabilities()
         self._dac_dtype = np.dtype(self.capabilities.dac_dtype)
+        self._total = code_for(total_of, LINES)
+        self._largest = code_for(largest, np.empty((1, 1), self._dac_dtype))
         self.last_op_id = 0
         self.last_operation: Operation | None = None
         self.last_reply: Readings | Receipt | None = None
@@ -68,11 +65,15 @@ class Firmware:
 
     def boot(self) -> None:
         """Power comes on."""
+        self.forget_regions()
+        self.grounded = True
+        self.boots += 1
+
+    def forget_regions(self) -> None:
+        """Know no region any more."""
         self.chip.forget_regions()
         self.regions: dict[int, Region] = {}
         self._products: dict[tuple[Any, ...], Product] = {}  # those found valid, by all that is checked of them
-        self.grounded = True
-        self.boots += 1
 
     def ground(self) -> None:
         """Ground all lines, until the next operation."""
@@ -91,12 +92,13 @@ class Firmware:
         if known is not None and fingerprint(known.blocks) == fingerprint(region.blocks):
             return
         self.chip.forget_region(region.handle)
+        self._products = {asked: product for asked, product in self._products.items() if asked[0] != region.handle}
         self.regions[region.handle] = region
 
     def read(self, op_id: int, cells: Cells) -> Readings:
         """Conductances of single cells."""
         flat = self._locate(cells)
-        if self._repeated(op_id, Operation.READ, (cells,)):
+        if self._repeated(op_id, READ, (cells,)):
             return self._again(Readings)
         chip = self.chip
         codes, saturated = chip.read(flat)
@@ -107,15 +109,12 @@ class Firmware:
         """Products of a batch of vectors with a region."""
         codes = vectors.codes
         asked = (handle, direction, gain, codes.shape[1:], codes.dtype)
-        product = self._products.get(asked)
-        if product is None or product.region is not self.regions.get(handle):
-            product = self._product(asked, vectors)
+        product = self._products.get(asked) or self._product(asked, vectors)
         limits.check_batch(self.capabilities, len(codes), "vectors")
-        limits.check_codes(self.capabilities, largest(codes))
-        codes = np.ascontiguousarray(codes, self._dac_dtype)
-        if self._repeated(op_id, product.operation, (handle, gain, codes)):
+        codes = self._in_range(codes)
+        if self._repeated(op_id, MVM_KIND[direction], (handle, gain, codes)):
             return self._again(Readings)
-        out, saturated = self.chip.multiply(product.region, codes, direction, product.full_scale)
+        out, saturated = product.multiply(codes)
         self._spend(len(codes), self.capabilities.durations.mvm)
         return self._answer(Readings(op_id, self.chip.now_ns, out, "A", product.step, 0, saturated))
 
@@ -133,16 +132,16 @@ class Firmware:
             self.boot()
             raise CutShortError("power failed")
         saturated = self._pulse(pulses, flat, total)
-        return self._answer(Receipt(op_id, self.chip.now_ns, Status.COMPLETE, total, saturated))
+        return self._answer(Receipt(op_id, self.chip.now_ns, COMPLETE, total, saturated))
 
     def wait(self, op_id: int, seconds: float) -> Receipt:
         """Device time passes."""
         left = LONGEST_LIFE - (self.chip.now_ns * 1e-9 if op_id > self.last_op_id else 0)
         limits.check_wait(seconds, left)
-        if self._repeated(op_id, Operation.WAIT, (seconds,)):
+        if self._repeated(op_id, WAIT, (seconds,)):
             return self._again(Receipt)
         self._spend(1, seconds)
-        return self._answer(Receipt(op_id, self.chip.now_ns, Status.COMPLETE, 0))
+        return self._answer(Receipt(op_id, self.chip.now_ns, COMPLETE, 0))
 
     def _repeated(self, op_id: int, operation: Operation, content: tuple[Any, ...]) -> bool:
         """Whether this was the last operation. If not, it begins now: if it is cut short, it keeps its id and has no
@@ -174,7 +173,7 @@ class Firmware:
 
     def _pulse(self, pulses: PulseBatch, flat: npt.NDArray[np.int64], total: int) -> int:
         durations = self.capabilities.durations
-        self._spend(total, durations.set_pulse if pulses.kind == Operation.SET else durations.reset_pulse)
+        self._spend(total, durations.set_pulse if pulses.kind == SET else durations.reset_pulse)
         return self.chip.program(pulses, flat, total)
 
     def _spend(self, count: int, seconds: float) -> None:
@@ -191,21 +190,26 @@ class Firmware:
         if region is None:
             raise NoRegionError(f"region {handle} is not defined here")
         limits.check_vectors(self.capabilities, region, vectors, direction, gain)
-        full_scale = self.capabilities.mvm_ranges[gain]
-        product = Product(region, MVM_KIND[direction], full_scale, full_scale / self.capabilities.adc_top)
+        product = self.chip.product(region, direction, self.capabilities.mvm_ranges[gain])
         self._products[asked] = product
         return product
+
+    def _in_range(self, codes: Codes) -> Codes:
+        """DAC codes (batch, inputs) as products take them; raises `LimitError` where one is out of range."""
+        fits = codes.dtype is self._dac_dtype and codes.flags.c_contiguous
+        limits.check_codes(self.capabilities, self._largest(codes) if fits else largest(codes))
+        return codes if fits else np.ascontiguousarray(codes, self._dac_dtype)
 
     def _check_pulses(self, pulses: PulseBatch) -> int:
         """How many pulses there are; raises `LimitError` where they cannot be sent."""
         limits.check_pulses(self.capabilities, pulses)
-        total = int(pulses.counts.sum())
+        total: int = self._total(pulses.counts)
         if total > MOST_PULSES:
             raise LimitError(
                 f"{total} pulses in one operation are beyond the limit of {MOST_PULSES}; send fewer at once"
             )
         c = self.capabilities
-        nominal = c.set_pulse if pulses.kind == Operation.SET else c.reset_pulse
+        nominal = c.set_pulse if pulses.kind == SET else c.reset_pulse
         if pulses.shape is not nominal and pulses.shape != nominal:
             raise LimitError(f"the twin has no data for a {pulses.kind.name} pulse of {pulses.shape}; only {nominal}")
         return total

@@ -6,18 +6,22 @@ import numpy as np
 
 from hil.protocols.errors import LimitError
 from hil.protocols.messages import (
+    RESET,
+    SET,
     Block,
     Capabilities,
     Cells,
     Direction,
     MvmMode,
-    Operation,
     PulseBatch,
     PulseShape,
     Readout,
     Region,
     Vectors,
 )
+
+LINE = np.dtype(np.uint16)
+"""Of numbers of arrays, rows and columns, and of pulses."""
 
 
 def check_batch(capabilities: Capabilities, count: int, what: str) -> None:
@@ -27,11 +31,15 @@ def check_batch(capabilities: Capabilities, count: int, what: str) -> None:
 
 
 def check_cell_count(capabilities: Capabilities, cells: Cells) -> None:
-    """The size of a batch of cells, and that its index vectors are equally long."""
-    if not len(cells.array) == len(cells.row) == len(cells.column):
-        sizes = (len(cells.array), len(cells.row), len(cells.column))
-        raise LimitError(f"cells have {sizes} arrays, rows and columns; all three must be as many")
-    check_batch(capabilities, len(cells), "cells")
+    """The size of a batch of cells, and that its index vectors are equally long, of unsigned 16-bit numbers."""
+    array, row, column = cells.array, cells.row, cells.column
+    if not array.shape == row.shape == column.shape == (len(row),):
+        sizes = (array.shape, row.shape, column.shape)
+        raise LimitError(f"arrays, rows and columns of cells have shapes {sizes}; they must be equally long vectors")
+    if not array.dtype == row.dtype == column.dtype == LINE:
+        types = (array.dtype.name, row.dtype.name, column.dtype.name)
+        raise LimitError(f"arrays, rows and columns of cells are of types {types}: Cells.of makes them of integers")
+    check_batch(capabilities, len(row), "cells")
 
 
 def check_cells(capabilities: Capabilities, cells: Cells) -> None:
@@ -109,10 +117,10 @@ def _check_block(c: Capabilities, block: Block) -> None:
 
 def check_pulses(capabilities: Capabilities, pulses: PulseBatch) -> None:
     """Kind, counts and shape of pulses; their cells: see `check_cells`."""
-    if pulses.kind not in (Operation.SET, Operation.RESET):
+    if pulses.kind not in (SET, RESET):
         raise LimitError(f"pulses are SET or RESET, not {pulses.kind!r}")
     counts = pulses.counts
-    if counts.shape != (len(pulses.cells),) or counts.dtype != np.uint16 or np.count_nonzero(counts) < counts.size:
+    if counts.shape != (len(pulses.cells),) or counts.dtype != LINE or np.count_nonzero(counts) < counts.size:
         got = f"{counts.dtype} {counts.shape}"
         raise LimitError(f"pulse counts must be one uint16 of at least 1 per cell; got {got}")
     _check_shape(capabilities, pulses.shape)

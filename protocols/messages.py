@@ -61,6 +61,17 @@ class Operation(IntEnum):
     UPDATE = 7
 
 
+READ, SET, RESET, WAIT, UPDATE = (
+    Operation.READ,
+    Operation.SET,
+    Operation.RESET,
+    Operation.WAIT,
+    Operation.UPDATE,
+)
+"""By themselves, for code that runs for each operation: Python 3.11 takes seven times as long for a member of an
+enumeration as for a name.
+"""
+
 MVM_KIND = {Direction.FORWARD: Operation.MVM_FORWARD, Direction.BACKWARD: Operation.MVM_BACKWARD}
 """The operation that a product in each direction is."""
 
@@ -74,6 +85,9 @@ class Status(IntEnum):
     COMPLETE = 0
     PARTIAL = 1
     UNKNOWN = 2
+
+
+COMPLETE = Status.COMPLETE
 
 
 @dataclass(frozen=True, slots=True)

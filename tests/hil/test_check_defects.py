@@ -285,7 +285,7 @@ DEFECTS: dict[str, Defect] = {
         wrap(Firmware, "_check_same", take_other), "scpi", {"a repeated id with other content is refused"}
     ),
     "the stored reply is lost with the connection": Defect(on_a_break(forget_reply), "scpi", {STORED}),
-    "regions are lost with the connection": Defect(on_a_break(lambda f: f.regions.clear()), "scpi", {REMEMBERED}),
+    "regions are lost with the connection": Defect(on_a_break(Firmware.forget_regions), "scpi", {REMEMBERED}),
     "it boots with each connection": Defect(on_a_break(Firmware.boot), "frames", {BOOTS, REMEMBERED}),
     "*OPC? is missing": Defect(without("*OPC?"), "scpi", {"*OPC?, *TST?, *WAI and *RST are there"}),
     "*ESR? is missing": Defect(without("*ESR?"), "scpi", {"*ESR? has a bit for each class of errors"}),

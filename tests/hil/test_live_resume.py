@@ -19,7 +19,7 @@ from hil.data.run import Run
 from hil.data.runfile import RunWriter
 from hil.data.tail import tail_path
 from hil.instruments.tester import ArrayTester
-from hil.mock_hw import chipfile, physics
+from hil.mock_hw import chipfile, records
 from hil.observers import Silent
 from hil.protocols.errors import InputError, TesterError
 from hil.protocols.messages import (
@@ -116,7 +116,7 @@ def said(path: Path) -> tuple[Any, ...]:
 def chip_of(memory: bytes) -> dict[str, Any]:
     firmware, *_ = chipfile.parse(memory)
     chip = firmware.chip
-    cells = {name: chip.cells[name].tobytes() for name in physics.CELL.names or ()}
+    cells = {name: chip.cells[name].tobytes() for name in records.CELL.names or ()}
     lines = chip.row_reads.tobytes(), chip.column_reads.tobytes()
     return cells | {"now": chip.now_ns, "id": firmware.last_op_id, "lines": lines, "noise": str(chip.normals.state())}
 

@@ -12,8 +12,8 @@ from pytest_mock import MockerFixture
 from hil.instruments.tester import ArrayTester
 from hil.pairs import DifferentialPairs
 from hil.products import AnalogProducts, HostProducts, gain_for, products, weight_per_ampere
-from hil.protocols.errors import DivergedError, InputError
-from hil.protocols.messages import Direction
+from hil.protocols.errors import DivergedError, InputError, TesterError
+from hil.protocols.messages import Direction, Readings
 
 MakeTester = Callable[..., ArrayTester]
 WeightsOf = Callable[[DifferentialPairs], npt.NDArray[np.float64]]
@@ -146,8 +146,58 @@ def test_results_are_written_to_the_room_that_is_given(mvm: str, make_tester: Ma
 def test_vectors_that_do_not_fit_are_refused(mvm: str, make_tester: MakeTester) -> None:
     layer = products(random_pairs(make_tester(mvm=mvm), 20, 7), 12.0, 4.0, 100)
     for multiply, lines in ((layer.forward, 20), (layer.forward, 18), (layer.backward, 8), (layer.backward, 6)):
-        with pytest.raises(ValueError, match="do not fit"):
+        with pytest.raises(InputError, match=rf"shape \(1, {lines}\): a \w+ product takes \(batch, "):
             multiply(vectors(1, lines))
+        with pytest.raises(InputError, match="shape"):
+            multiply(vectors(1, lines)[0])
+
+
+@pytest.mark.parametrize("mvm", ["analog", "none"])
+def test_vectors_of_another_layout_or_type_are_taken_as_the_values_they_are(mvm: str, make_tester: MakeTester) -> None:
+    layer = products(random_pairs(make_tester(mvm=mvm, read_noise=False, drift=False), 20, 7), 12.0, 4.0, 100)
+    for multiply, lines in ((layer.forward, 19), (layer.backward, 7)):
+        x = np.rint(vectors(3, lines) * 10)
+        wide = np.zeros((3, 2 * lines), np.float32)
+        wide[:, ::2] = x
+        expected = multiply(x)
+        others: list[Any] = [wide[:, ::2], np.asfortranarray(x), x.astype(np.float64), x.astype(np.int64)]
+        for other in others:
+            np.testing.assert_array_equal(multiply(other), expected)
+
+
+@pytest.mark.parametrize("mvm", ["analog", "none"])
+def test_results_go_nowhere_where_they_find_no_room(mvm: str, make_tester: MakeTester) -> None:
+    layer = products(random_pairs(make_tester(mvm=mvm), 20, 7), 12.0, 4.0, 100)
+    whole = np.zeros((3, 14), np.float32)
+    rooms: list[Any] = [whole[:, :7], whole[:, ::2], np.zeros((3, 7)), whole[:2, :7].copy(), whole[0, :7].copy()]
+    for room in rooms:
+        with pytest.raises(InputError, match=r"products \(3, 7\) go to a contiguous array of float32, not"):
+            layer.forward(vectors(3, 19), room)
+    assert not whole.any()
+
+
+@pytest.mark.parametrize("shape", [(2, 6), (1, 7), (14,)])
+def test_an_answer_of_another_shape_is_an_error_of_the_tester(
+    shape: tuple[int, ...], make_tester: MakeTester, mocker: MockerFixture
+) -> None:
+    tester = make_tester()
+    layer = products(random_pairs(tester, 20, 7), 12.0, 4.0, 100)
+    answer = Readings(1, 0, np.zeros(shape, np.int8), "A", 1.0, 0, 0)
+    mocker.patch.object(tester, "mvm", return_value=answer)
+    with pytest.raises(TesterError, match="for 2 vectors of 7"):
+        layer.forward(vectors(2, 19))
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int16, np.int32])
+def test_answers_of_any_integer_type_and_layout_are_understood(
+    dtype: type[np.integer[Any]], make_tester: MakeTester, mocker: MockerFixture
+) -> None:
+    tester = make_tester()
+    layer = products(random_pairs(tester, 20, 7), 12.0, 4.0, 100)
+    codes = np.arange(28, dtype=dtype).reshape(2, 14)[:, ::2]
+    mocker.patch.object(tester, "mvm", return_value=Readings(1, 0, codes, "A", 1.0, 0, 0))
+    out = layer.forward(vectors(2, 19))
+    np.testing.assert_allclose(out / out[:, 1:2] * codes[:, 1:2], codes, rtol=1e-6)
 
 
 def test_the_tester_decides_who_multiplies(make_tester: MakeTester) -> None:

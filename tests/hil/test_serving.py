@@ -9,11 +9,12 @@ SCRIPT = """
 import sys, threading
 import numpy as np
 from hil.bench import open_tester
-from hil.mock_hw import physics, products
+from hil.mock_hw import array, firmware, matrix, pulses, readout
 from hil.protocols.messages import Block, Cells, Direction, Operation, PulseBatch, Vectors
 from hil.serving import serving
 
-kernels = [value for module in (physics, products) for value in vars(module).values() if hasattr(value, "signatures")]
+modules = array, firmware, matrix, pulses, readout
+kernels = [value for module in modules for value in vars(module).values() if hasattr(value, "signatures")]
 with serving(sys.argv[1], ("127.0.0.1", 0), sys.argv[2]) as server:
     before = [len(kernel.signatures) for kernel in kernels]
     thread = threading.Thread(target=server.run)

@@ -224,9 +224,37 @@ def test_more_pulses_than_their_noise_finds_room_for_are_refused(firmware: Firmw
 
 
 def test_cells_with_index_vectors_of_different_lengths_are_refused(firmware: Firmware) -> None:
-    with pytest.raises(LimitError, match=r"\(40, 39, 40\) arrays, rows and columns"):
+    with pytest.raises(LimitError, match=r"shapes \(\(40,\), \(39,\), \(40,\)\); they must be equally long vectors"):
         firmware.read(1, Cells(CELLS.array, CELLS.row[1:], CELLS.column))
+    one_column = CELLS.row.reshape(-1, 1)
+    with pytest.raises(LimitError, match="equally long vectors"):
+        firmware.read(1, Cells(one_column, one_column, one_column))
     assert firmware.last_op_id == 0
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.int64, np.float32])
+def test_cells_and_counts_of_another_type_are_refused(firmware: Firmware, dtype: type[np.generic]) -> None:
+    other = CELLS.row.astype(dtype)
+    with pytest.raises(LimitError, match=rf"are of types \('uint16', '{dtype.__name__}', 'uint16'\)"):
+        firmware.read(1, Cells(CELLS.array, other, CELLS.column))
+    with pytest.raises(LimitError, match=f"uint16 of at least 1 per cell; got {dtype.__name__}"):
+        firmware.program(1, PulseBatch(CELLS, Operation.SET, np.ones(40, dtype), firmware.capabilities.set_pulse))
+    assert firmware.last_op_id == 0
+
+
+def test_cells_and_counts_in_strides_are_those_that_they_show(firmware: Firmware) -> None:
+    wide = np.zeros((4, 80), np.uint16)
+    lines = wide[:, ::2]
+    lines[:] = CELLS.array, CELLS.row, CELLS.column, np.arange(1, 41)
+    wide[:, 1::2] = 9  # what is not looked at
+    before = firmware.chip.count("set_count").sum()
+    cells = Cells(lines[0], lines[1], lines[2])
+    receipt = firmware.program(1, PulseBatch(cells, Operation.SET, lines[3], firmware.capabilities.set_pulse))
+    places = firmware.chip.locate(CELLS)
+    assert receipt.done == 820
+    assert firmware.chip.count("set_count")[places].tolist() == lines[3].tolist()
+    assert firmware.chip.count("set_count").sum() == before + 820
+    assert len(firmware.read(2, cells).codes) == 40
 
 
 def test_a_reboot_in_mid_batch_leaves_its_first_cells_pulsed_and_the_operation_in_doubt(firmware: Firmware) -> None:

@@ -8,9 +8,10 @@ import numpy.typing as npt
 import pytest
 from scipy import stats
 
-from hil.mock_hw import physics, products
+from hil.mock_hw import readout, records
 from hil.mock_hw.array import Chip
 from hil.mock_hw.matrix import DRIFT_BOUND, Matrix, age_classes
+from hil.mock_hw.parameters import PcmParameters
 from hil.protocols.messages import Block, Cells, Codes, Direction, Operation, PulseBatch, Readout, Region
 
 MakeChip = Callable[..., Chip]
@@ -35,16 +36,22 @@ DRIFTING: dict[str, dict[str, Any]] = {
 }
 
 
-def matrix_of(chip: Chip, *blocks: Block) -> Matrix:
-    matrix = Matrix(blocks, chip.parameters, chip.cells, chip.nu, chip.constants)
-    matrix.follow_drift(chip.now_ns)
+def multiply(matrix: Matrix, now_ns: int, codes: Codes, forward: bool = True) -> None:
+    """A product at this device time, whose result is not looked at."""
+    kernel, crossings, outputs = matrix.way(forward)
+    out = np.empty((len(codes), outputs), np.int8)
+    kernel(crossings, codes, now_ns, np.empty(0, np.float32), 1e-3, 1e-8, 127, out)
+
+
+def follow_drift(matrix: Matrix, now_ns: int, forward: bool = True) -> None:
+    """Bring all weights to this device time, by a product that drives all lines."""
+    multiply(matrix, now_ns, np.ones((1, matrix.rows if forward else matrix.columns), np.int8), forward)
+
+
+def matrix_of(chip: Chip, *blocks: Block, forward: bool = True) -> Matrix:
+    matrix = Matrix(blocks, chip.parameters, chip.cells, chip.nu, chip.constants, chip.row_reads, chip.column_reads)
+    follow_drift(matrix, chip.now_ns, forward)
     return matrix
-
-
-def multiply(matrix: Matrix, chip: Chip, codes: Codes) -> None:
-    """A forward product, whose result is not looked at."""
-    out = np.empty((len(codes), matrix.columns), np.int8)
-    matrix.multiply(True, codes, chip.now_ns, 1e-3, np.empty(0, np.float32), 1e-8, 127, out, chip.row_reads)
 
 
 def weights(matrix: Matrix) -> Values:
@@ -52,7 +59,7 @@ def weights(matrix: Matrix) -> Values:
     return matrix.weight.reshape(len(ROWS), -1)
 
 
-def device_cells(chip: Chip, block: Block) -> physics.I64:
+def device_cells(chip: Chip, block: Block) -> records.I64:
     """Places on the chip, (rows, columns) of the block's columns and then of its partners."""
     lines = block.columns if block.partners is None else np.concatenate([block.columns, block.partners])
     return (block.array * chip.parameters.rows + block.rows.astype(np.int64)[:, None]) * chip.parameters.columns + lines
@@ -93,7 +100,7 @@ def schedule(chip: Chip, seed: int, matrices: list[Matrix], check: Callable[[], 
         largest = rng.choice([6, 9, 12, 15.5])
         chip.advance(int(10 ** rng.uniform(0, largest)))
         for matrix in matrices:
-            matrix.follow_drift(chip.now_ns)
+            follow_drift(matrix, chip.now_ns)
         check()
 
 
@@ -150,7 +157,7 @@ def test_a_matrix_built_late_equals_one_that_was_kept_up_to_date(make_chip: Make
 
     def check() -> None:
         for some, matrix in zip(blocks, kept, strict=True):
-            late = matrix_of(chip, *some)
+            late = matrix_of(chip, *some, forward=False)
             assert np.array_equal(late.weight, matrix.weight)
             assert np.array_equal(late.variance, matrix.variance)
 
@@ -164,8 +171,8 @@ def test_groups_and_word_lines_are_due_when_their_first_device_outgrows_its_clas
 ) -> None:
     chip = make_chip(**drifting)
     matrix = matrix_of(chip, PAIRS)
-    _, ends_ns, _, _ = vars(matrix)["_crossings"][2]
-    group_due, line_due = vars(matrix)["_due"]
+    ends_ns = age_classes(float(chip.nu.max()), chip.parameters.cell)[1]["end"]
+    line_due, group_due = matrix.due[:, 0], matrix.due[:, 1:]
 
     def check() -> None:
         pulsed = chip.cells["pulsed_ns"][device_cells(chip, PAIRS)]
@@ -173,7 +180,6 @@ def test_groups_and_word_lines_are_due_when_their_first_device_outgrows_its_clas
         ends = (pulsed + ends_ns[k]).min(1)
         assert np.array_equal(line_due, ends)
         assert np.array_equal(line_due, group_due.min(1))
-        assert vars(matrix)["_due_ns"] == ends.min()
 
     schedule(chip, 10 + seed, [matrix], check, steps=60)
 
@@ -181,10 +187,10 @@ def test_groups_and_word_lines_are_due_when_their_first_device_outgrows_its_clas
 def test_what_is_not_due_is_not_looked_at(make_chip: MakeChip) -> None:
     chip = make_chip()
     matrix = matrix_of(chip, PAIRS)
-    matrix.follow_drift(0)
+    follow_drift(matrix, 0)
     chip.advance(10**9)
-    matrix.follow_drift(chip.now_ns)
-    group_due, _ = vars(matrix)["_due"]
+    follow_drift(matrix, chip.now_ns)
+    group_due = matrix.due[:, 1:].copy()
     matrix.weight[:] = 99
     pulsed = Cells.of(1, ROWS[2], LINES[4])
     chip.program(
@@ -192,7 +198,7 @@ def test_what_is_not_due_is_not_looked_at(make_chip: MakeChip) -> None:
     )
     matrix.touch(pulsed)
     chip.advance(int(group_due[:, 0].min() // 1000))
-    matrix.follow_drift(chip.now_ns)
+    follow_drift(matrix, chip.now_ns)
     assert np.flatnonzero(matrix.weight != 99).tolist() == [6, 7, 8]  # the group of the pulsed device
 
 
@@ -205,20 +211,21 @@ def test_word_lines_that_are_not_driven_wait_until_they_are(make_chip: MakeChip)
         chip.advance(int(10 ** rng.uniform(3, 13)))
         codes = rng.choice([0, 0, 0, 5, -5], (2, len(ROWS))).astype(np.int8)
         before = weights(lazy).copy()
-        multiply(lazy, chip, codes)
-        kept.follow_drift(chip.now_ns)
+        multiply(lazy, chip.now_ns, codes)
+        follow_drift(kept, chip.now_ns)
         driven = codes.any(0)
         assert np.array_equal(weights(lazy)[driven], weights(kept)[driven])
         assert np.array_equal(weights(lazy)[~driven], before[~driven])
     assert not np.array_equal(lazy.weight, kept.weight)
-    lazy.follow_drift(chip.now_ns)
+    follow_drift(lazy, chip.now_ns)
     assert np.array_equal(lazy.weight, kept.weight)
 
 
 @pytest.mark.parametrize("nu", [0.001, 0.04, 0.3, 1.0])
 def test_an_age_class_ends_before_the_drift_within_it_passes_the_bound(make_chip: MakeChip, nu: float) -> None:
     p = make_chip(nu=nu).parameters.cell
-    _, ends_ns, middles, factors = age_classes(nu, p)
+    _, classes = age_classes(nu, p)
+    ends_ns, middles, factors = classes["end"], classes["middle"], classes["factor"]
     ends = ends_ns[:-1] * 1e-9
     assert (np.diff(ends_ns.astype(np.float64)) > 0).all()
     for ages in (np.append(p.t_min, ends), np.append(ends, 4e9)):
@@ -229,11 +236,12 @@ def test_an_age_class_ends_before_the_drift_within_it_passes_the_bound(make_chip
 
 @pytest.mark.parametrize("nu", [0.001, 0.04, 0.3, 1.0])
 def test_the_class_of_an_age_is_the_number_of_ends_it_has_reached(make_chip: MakeChip, nu: float) -> None:
-    lookup, ends_ns, _, _ = age_classes(nu, make_chip(nu=nu).parameters.cell)
+    lookup, classes = age_classes(nu, make_chip(nu=nu).parameters.cell)
+    ends_ns = classes["end"]
     powers = 2 ** np.arange(62, dtype=np.int64)
     edges = np.concatenate([ends_ns[:-1], powers])
     ages = np.concatenate([[0], edges - 1, edges, edges + 1])
-    found = [physics.class_of(age, lookup, ends_ns) for age in ages]
+    found = [readout.class_of(age, lookup, classes) for age in ages]
     assert found == np.searchsorted(ends_ns, ages, side="right").tolist()
 
 
@@ -285,7 +293,7 @@ def test_outputs_have_the_mean_and_the_variance_of_the_sum_over_cells(
 ) -> None:
     chip, region, repetitions = prepared(make_chip, single, drift=False), region_of(single), 4000
     codes = np.random.default_rng(9).integers(-127, 128, region.inputs(way)).astype(np.int8)
-    out, saturated = chip.multiply(region, np.tile(codes, (repetitions, 1)), way, 20e-6)
+    out, saturated = chip.product(region, way, 20e-6).multiply(np.tile(codes, (repetitions, 1)))
     currents = out * (20e-6 / 32767)
     mean, variance = sums(chip, region, codes, way)
     assert saturated == 0
@@ -308,7 +316,7 @@ def test_without_noise_outputs_are_rounded_sums_and_those_out_of_range_are_count
     codes = np.random.default_rng(10).integers(-127, 128, (50, region.inputs(way))).astype(np.int8)
     currents = np.stack([sums(chip, region, one, way)[0] for one in codes])
     full_scale = float(np.quantile(np.abs(currents), 0.8))
-    out, saturated = chip.multiply(region, codes, way, full_scale)
+    out, saturated = chip.product(region, way, full_scale).multiply(codes)
     ideal = currents / (full_scale / 32767)
     assert saturated == (np.abs(ideal) > 32767.5).sum() > 0
     assert np.abs(out - np.clip(ideal, -32767, 32767)).max() <= 0.5 + EXACT * 32767
@@ -321,7 +329,7 @@ def test_products_see_pulses_and_drift_as_they_happen(make_chip: MakeChip) -> No
     for step in range(40):
         kinds.append(step % 3)
         pulse_some(chip, rng, []) if kinds[-1] else chip.advance(int(10 ** rng.uniform(3, 15)))
-        out, _ = chip.multiply(region, codes, FORWARD, 20e-6)
+        out, _ = chip.product(region, FORWARD, 20e-6).multiply(codes)
         mean, _ = sums(chip, region, codes[0], FORWARD)
         bound = np.concatenate([np.abs(exact(chip, block)).sum() * np.ones(3) for block in region.blocks])
         assert (np.abs(out[0] * (20e-6 / 32767) - mean) <= DRIFT_BOUND * 0.2 * bound + 20e-6 / 32767).all()
@@ -331,11 +339,11 @@ def test_lines_are_counted_for_each_vector_that_drives_them(make_chip: MakeChip)
     chip, region = make_chip(), region_of(False)
     codes = np.zeros((3, region.rows), np.int8)
     codes[0, 0] = codes[1, 0] = codes[2, 6] = -5
-    chip.multiply(region, codes, FORWARD, 1e-6)
+    chip.product(region, FORWARD, 1e-6).multiply(codes)
     assert chip.row_reads.sum() == 3
     assert chip.row_reads[0, ROWS[0]] == 2
     assert chip.row_reads[1, ROWS[1]] == 1
-    chip.multiply(region, np.array([[0, 0, 1]], np.int8), BACKWARD, 1e-6)
+    chip.product(region, BACKWARD, 1e-6).multiply(np.array([[0, 0, 1]], np.int8))
     assert chip.column_reads[0, [LINES[2], LINES[5]]].tolist() == [1, 1]
     assert chip.column_reads.sum() == 4  # a pair of lines in each of two blocks
     assert chip.count("read_count").sum() == 0
@@ -344,19 +352,19 @@ def test_lines_are_counted_for_each_vector_that_drives_them(make_chip: MakeChip)
 @pytest.mark.parametrize("way", [FORWARD, BACKWARD])
 def test_lines_without_input_add_no_noise(make_chip: MakeChip, way: Direction) -> None:
     chip, region = make_chip(), region_of(False)
-    out, _ = chip.multiply(region, np.zeros((20, region.inputs(way)), np.int8), way, 1e-9)
+    out, _ = chip.product(region, way, 1e-9).multiply(np.zeros((20, region.inputs(way)), np.int8))
     assert not out.any()
 
 
 @pytest.mark.parametrize("noise", [True, False])
-@pytest.mark.parametrize("kernel", [products.forward, products.backward])
+@pytest.mark.parametrize("kernel", [readout.forward, readout.backward])
 @pytest.mark.parametrize(("bits", "dtype"), [(8, np.int8), (12, np.int16)])
 def test_a_product_equals_the_matrix_product_with_the_same_noise(
     kernel: Callable[..., int], noise: bool, bits: int, dtype: type[np.integer[Any]]
 ) -> None:
-    rng, forward, top = np.random.default_rng(13), kernel is products.forward, 2 ** (bits - 1) - 1
+    rng, forward, top = np.random.default_rng(13), kernel is readout.forward, 2 ** (bits - 1) - 1
     shapes, offset = [(37, 21), (5, 30)], 3
-    table = np.array([(0, 0, 0, 37, 21, 1, 0, 3, 3), (37 * 21, 37, 21, 5, 30, 1, 1, 3, 3)], products.BLOCK)
+    table = np.array([(0, 0, 0, 37, 21, 1, 0, 3, 3), (37 * 21, 37, 21, 5, 30, 1, 1, 3, 3)], records.BLOCK)
     weight = rng.normal(0, 3e-6, 37 * 21 + 5 * 30).astype(np.float32)
     variance = rng.uniform(1e-14, 1e-13, weight.shape).astype(np.float32)
     outputs = [shape[1 if forward else 0] for shape in shapes]
@@ -368,8 +376,12 @@ def test_a_product_equals_the_matrix_product_with_the_same_noise(
     out, reads = np.full(normals.shape, 99, dtype), np.zeros((2, 64), np.uint64)
     step, volt = 4e-6 / top, 0.2 / top
     noises = normals.ravel() if noise else normals.ravel()[:0]
-    lines = np.arange(64, dtype=np.uint16)
-    saturated = kernel(weight, variance, table, lines, codes, volt, noises, step, top, out, reads)
+    lines, word_lines = np.arange(64, dtype=np.uint16), np.zeros(42, records.WORD_LINE)
+    due, classes = np.full((42, 2), readout.NEVER), np.zeros(1, records.AGE_CLASS)
+    not_read = np.zeros(1, records.CELL), np.ones(1, np.float32), records.constants(PcmParameters())
+    lookup = np.zeros(64, np.int64)
+    crossings = (weight, variance, due, lookup, classes, word_lines, table, lines, reads, *not_read)
+    saturated = kernel(crossings, codes, 0, noises, volt, step, top, out)
 
     ideal, volts, at = np.empty(out.shape), codes * volt, 0
     for entry, (rows, columns) in zip(table, shapes, strict=True):
@@ -393,8 +405,8 @@ def test_a_product_equals_the_matrix_product_with_the_same_noise(
 def test_the_largest_code_is_found_whatever_its_sign(dtype: type[np.integer[Any]]) -> None:
     lowest = np.iinfo(dtype).min if dtype == np.int8 else -200
     codes = np.zeros((3, 4), dtype)
-    assert products.largest(codes) == 0
+    assert readout.largest(codes) == 0
     codes[1, 2] = 100
-    assert products.largest(codes) == 100
+    assert readout.largest(codes) == 100
     codes[2, 3] = lowest
-    assert products.largest(codes) == -lowest
+    assert readout.largest(codes) == -lowest

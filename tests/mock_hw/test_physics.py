@@ -8,10 +8,11 @@ import numpy.typing as npt
 import pytest
 from scipy import stats
 
-from hil.mock_hw import physics, records
+from hil.mock_hw import readout, records
 from hil.mock_hw.array import Chip
 from hil.mock_hw.chips import mean_staircase
 from hil.mock_hw.parameters import PcmParameters
+from hil.mock_hw.pulses import STUCK_HIGH, apply_set, reset_level, set_step
 from hil.protocols.messages import Cells, Operation, PulseBatch
 
 MakeChip = Callable[..., Chip]
@@ -74,7 +75,7 @@ def staircase() -> dict[int, Values]:
     levels = {}
     for n in range(1, max(STAIRCASE) + 1):
         normals = rng.standard_normal(count, np.float32)
-        physics.apply_set(cells, carries, np.ones(1, np.float32), flat, one, 0, normals, records.constants(PCM))
+        apply_set(cells, carries, np.ones(1, np.float32), flat, one, 0, normals, records.constants(PCM))
         levels[n] = cells["conductance"] * 1e6
     return levels
 
@@ -187,7 +188,7 @@ def sources(chip: Chip) -> dict[str, float]:
     found = {"reset_noise": float(conductance(chip).std())}
     before = conductance(chip)
     pulse(chip, Operation.SET)
-    expected = physics.set_step(before, 1.0, 1.0, 0.0, records.constants(PCM)[0])
+    expected = set_step(before, 1.0, 1.0, 0.0, records.constants(PCM)[0])
     free = conductance(chip) > chip.parameters.cell.g_min
     found["programming_noise"] = float((conductance(chip) - expected)[free].std())
     chip.cells["conductance"] = 5e-6
@@ -252,7 +253,7 @@ def test_stuck_cells_never_move_and_do_not_disturb_the_others(make_chip: MakeChi
     stuck = chip.cells["stuck"]
     count = len(stuck)
     assert abs(stuck.mean() - 0.2) <= SIGMAS * np.sqrt(0.2 * 0.8 / count)
-    high = conductance(chip)[stuck] == np.float32(physics.STUCK_HIGH * PCM.g_max)
+    high = conductance(chip)[stuck] == np.float32(STUCK_HIGH * PCM.g_max)
     assert abs(high.mean() - 0.5) <= SIGMAS * 0.5 / np.sqrt(stuck.sum())
     assert (conductance(chip)[stuck][~high] == np.float32(PCM.g_min)).all()
     before = conductance(chip)
@@ -292,12 +293,12 @@ def test_noisy_steps_stay_within_the_range(make_chip: MakeChip) -> None:
     ("formula", "arguments"),
     [
         (
-            physics.set_step,
+            set_step,
             (np.linspace(0, 25e-6, 50), np.arange(1.0, 51), np.linspace(0.5, 2, 50), np.linspace(-3, 3, 50)),
         ),
-        (physics.reset_level, (np.linspace(-12, 3, 50),)),
-        (physics.drift_factor, (np.logspace(-9, 9, 50), np.linspace(0, 0.1, 50))),
-        (physics.read_spread, (np.linspace(0, 25e-6, 50), np.linspace(0, 25e-6, 50), np.logspace(-9, 9, 50))),
+        (reset_level, (np.linspace(-12, 3, 50),)),
+        (readout.drift_factor, (np.logspace(-9, 9, 50), np.linspace(0, 0.1, 50))),
+        (readout.read_spread, (np.linspace(0, 25e-6, 50), np.linspace(0, 25e-6, 50), np.logspace(-9, 9, 50))),
     ],
 )
 def test_a_formula_gives_the_same_for_arrays_as_for_scalars(

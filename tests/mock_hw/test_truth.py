@@ -9,11 +9,12 @@ import pytest
 from scipy import signal, stats
 
 from hil.bench import open_tester
-from hil.mock_hw import chipfile, physics, records
+from hil.mock_hw import chipfile, hashes, readout, records
 from hil.mock_hw.array import Chip
 from hil.mock_hw.chips import CHIPS, mean_staircase, named_chip
 from hil.mock_hw.firmware import Firmware
 from hil.mock_hw.matrix import DRIFT_BOUND, Matrix
+from hil.mock_hw.pulses import STUCK_HIGH, exponent, set_step, verified_level
 from hil.mock_hw.twin import identity_of
 from hil.pairs import DifferentialPairs
 from hil.protocols.errors import InputError
@@ -72,8 +73,8 @@ class TestExponentialStaircase:
         w, p = level / 10e-6, records.constants(AIHWKIT)[0]
         step = 0.01 * (1 + 27.235 * np.exp(-2.5 * w))
         for scale in (1.0, 1.3):
-            mean = physics.set_step(level, 3.0, scale, 0.0, p) - level
-            spread = physics.set_step(level, 3.0, scale, 1.0, p) - level - mean
+            mean = set_step(level, 3.0, scale, 0.0, p) - level
+            spread = set_step(level, 3.0, scale, 1.0, p) - level - mean
             assert mean / 10e-6 == pytest.approx(scale * step, rel=1e-4)
             assert spread / 10e-6 == pytest.approx(0.6 * (scale * step + 0.042 + 0.108 * w), rel=1e-4)
 
@@ -101,11 +102,11 @@ class TestInference:
         if x >= 0.1:  # below, levels are cut off at 0
             assert abs(g.mean() - aim) <= SIGMAS * g.std() / np.sqrt(count)
             assert abs(g.std() - scatter * 1e-6) <= SIGMAS * g.std() / np.sqrt(2 * count) + 0.0005e-6
-        assert physics.verified_level(aim, 1.0, formulas) - aim == pytest.approx(scatter * 1e-6, abs=0.0006e-6)
-        assert physics.exponent(aim, 0.0, formulas) == pytest.approx(nu, abs=0.0005)
+        assert verified_level(aim, 1.0, formulas) - aim == pytest.approx(scatter * 1e-6, abs=0.0006e-6)
+        assert exponent(aim, 0.0, formulas) == pytest.approx(nu, abs=0.0005)
         if x >= 0.2:  # below, negative exponents are folded
             assert abs(chip.nu.mean() - nu) <= SIGMAS * nu_scatter / np.sqrt(count)
-        assert np.std(physics.exponent(aim, np.array([-1.0, 1.0]), formulas)) == pytest.approx(nu_scatter, rel=0.01)
+        assert np.std(exponent(aim, np.array([-1.0, 1.0]), formulas)) == pytest.approx(nu_scatter, rel=0.01)
         chip.cells["conductance"], chip.nu[:] = aim, 0
         chip.advance(25 * SECOND)
         values = read(chip)
@@ -164,15 +165,14 @@ class TestInference:
         chip = make(rows=64)
         pulse(chip, Operation.SET, 120)
         lines = np.arange(32, dtype=np.uint16)
-        matrix = Matrix([Block(0, lines, lines, None, 0, 0)], chip.parameters, chip.cells, chip.nu, chip.constants)
         where = (np.arange(32)[:, None] * 32 + lines).ravel()
         g, nu = conductance(chip)[where], chip.nu[where].astype(np.float64)
         for age in (1e-6, 3.3e-5, 1e-3, 0.7, 19.0, 25.0, 900.0, 3e6, 3e8):
             chip.now_ns = round(age * 1e9)
-            matrix.follow_drift(chip.now_ns)
+            matrix = matrix_now(chip, Block(0, lines, lines, None, 0, 0))
             drifted = g * (max(age, 20) / 20) ** -nu
             np.testing.assert_allclose(matrix.weight, drifted, rtol=DRIFT_BOUND + 1e-4, atol=1e-12)
-            exact = physics.read_spread(drifted, g, age, records.constants(INFERENCE)[0]) ** 2
+            exact = readout.read_spread(drifted, g, age, records.constants(INFERENCE)[0]) ** 2
             np.testing.assert_allclose(matrix.variance, exact, rtol=0.08 if age < 1e-3 else 0.04)
 
     def test_weights_written_open_loop_scatter_by_the_programming_noise(self) -> None:
@@ -195,8 +195,16 @@ class TestInference:
             named_chip("pcm-inference", {"mean_offset": "0"})
 
 
+def matrix_now(chip: Chip, block: Block, handle: int = 0) -> Matrix:
+    """What the chip multiplies with for this region, after a product that drives all its word lines."""
+    region = Region(handle, (block,))
+    chip.product(region, Direction.FORWARD, 60e-6).multiply(np.ones((1, len(block.rows)), np.int8))
+    matrix: Matrix = vars(chip)["_matrices"][handle]
+    return matrix
+
+
 def normal(state: int, number: int) -> float:
-    return float(physics.normal_of(np.uint64(physics.hashed(np.uint64(state), number))))
+    return float(hashes.normal_of(np.uint64(hashes.hashed(np.uint64(state), number))))
 
 
 class TestFlicker:
@@ -276,7 +284,7 @@ class TestFlicker:
             lines = np.arange(32, dtype=np.uint16)
             region = Region(0, (Block(0, lines, lines, None, 0, 0),))
             codes = np.full((4000, 32), 127, np.int8)
-            out, _ = chip.multiply(region, codes, Direction.FORWARD, 60e-6)
+            out, _ = chip.product(region, Direction.FORWARD, 60e-6).multiply(codes)
             one = out * (60e-6 / 32767) - 32 * 0.2 * 5e-6
             single = 0.28e-6 * 0.2 * np.sqrt(32 * (20 / 14 if flicker else 1))
             mean = one.mean(0)
@@ -290,17 +298,12 @@ class TestFlicker:
         chip, rng = make_chip(flicker=True, **changes), np.random.default_rng(1)
         lines = np.arange(16, dtype=np.uint16)
         block = Block(0, lines, lines, lines + np.uint16(16), 0, 0)
-        arguments = [block], chip.parameters, chip.cells, chip.nu, chip.constants
-        kept = Matrix(*arguments)
-        for _ in range(60):
+        for step in range(60):
             cells = Cells.of(0, rng.integers(16, size=20), rng.integers(32, size=20))
             counts = np.ones(20, np.uint16)
             chip.program(PulseBatch(cells, Operation.SET, counts, chip.parameters.set_pulse), chip.locate(cells), 20)
-            kept.touch(cells)
             chip.advance(int(10 ** rng.uniform(2, 13)))
-            late = Matrix(*arguments)
-            for matrix in (late, kept):
-                matrix.follow_drift(chip.now_ns)
+            kept, late = matrix_now(chip, block, 0), matrix_now(chip, block, 1 + step)
             assert np.array_equal(late.weight, kept.weight)
             assert np.array_equal(late.variance, kept.variance)
 
@@ -309,8 +312,7 @@ class TestFlicker:
         chip.cells["conductance"] = 5e-6
         chip.advance(10**8 * SECOND)
         lines = np.arange(32, dtype=np.uint16)
-        matrix = Matrix([Block(0, lines, lines, None, 0, 0)], chip.parameters, chip.cells, chip.nu, chip.constants)
-        matrix.follow_drift(chip.now_ns)
+        matrix = matrix_now(chip, Block(0, lines, lines, None, 0, 0))
         reads = read(chip)[: 32 * 32]
         assert np.corrcoef(matrix.weight, reads)[0, 1] == pytest.approx(np.sqrt(12 / 25), abs=0.1)
         np.testing.assert_allclose(matrix.variance, 0.28e-6**2 * 13 / 14, rtol=1e-4)
@@ -326,7 +328,7 @@ class TestFlicker:
         for chip in chips:
             pulse(chip, Operation.SET, 5)
             chip.advance(10**5 * SECOND)
-            product, _ = chip.multiply(region, np.full((1, 32), 9, np.int8), Direction.FORWARD, 60e-6)
+            product, _ = chip.product(region, Direction.FORWARD, 60e-6).multiply(np.full((1, 32), 9, np.int8))
             answers.append((read(chip), product))
         np.testing.assert_array_equal(answers[0][0], answers[1][0])
         np.testing.assert_array_equal(answers[0][1], answers[1][1])
@@ -373,7 +375,7 @@ class TestWear:
         chip = make_chip(endurance=10.0, rows=500)
         pulse(chip, Operation.RESET, 10)
         stuck = chip.cells["stuck"]
-        high = conductance(chip)[stuck] == np.float32(physics.STUCK_HIGH * 25e-6)
+        high = conductance(chip)[stuck] == np.float32(STUCK_HIGH * 25e-6)
         assert abs(high.mean() - 0.5) <= SIGMAS * 0.5 / np.sqrt(stuck.sum())
         assert (conductance(chip)[stuck][~high] == np.float32(0.1e-6)).all()
         before = conductance(chip)
