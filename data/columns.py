@@ -275,11 +275,7 @@ class Table:
 
     def append(self, *row: Any) -> None:
         """Append one value per field, in the order of the fields. Raises struct.error on a value that does not fit."""
-        self.add(self._pack(*row))
-
-    def add(self, row: bytes) -> None:
-        """Append a packed row."""
-        self._rows += row
+        self._rows += self._pack(*row)
         if len(self._rows) >= ROW_BUFFER:
             self.sort()
 

@@ -11,7 +11,11 @@ from hil.data.schema import NONE
 from hil.instruments.tester import ArrayTester
 from hil.protocols.errors import InputError
 from hil.protocols.messages import (
+    COMPLETE,
     MVM_KIND,
+    READ,
+    UPDATE,
+    WAIT,
     Block,
     Capabilities,
     Cells,
@@ -24,12 +28,8 @@ from hil.protocols.messages import (
     Readings,
     Receipt,
     Region,
-    Status,
     Vectors,
 )
-
-COMPLETE, READ, UPDATE, WAIT = Status.COMPLETE, Operation.READ, Operation.UPDATE, Operation.WAIT
-"""Looked up once: Python 3.11 takes ten times as long for a member of an enumeration as for a name."""
 
 
 def digest(codes: Codes, vectors: Vectors, readings: Readings | None) -> int:
@@ -52,10 +52,13 @@ class RecordingTester(ArrayTester):
         """Regions that the tester already knows are logged now."""
         self._tester = tester
         self._writer = writer
-        self._outlives = writer.outlives
+        self._outlives, self._digest = writer.outlives, writer.digest
         self._dac_dtype = np.dtype(tester.capabilities().dac_dtype)
         self._seconds = np.zeros(1)  # of the wait that is logged: a column takes a copy
         self._append = {name: column.append for name, column in writer.streams.items()}
+        self._inputs, self._scales, self._outputs = (
+            self._append[name] for name in ("mvm/inputs", "mvm/scales", "mvm/outputs")
+        )
         for region in tester.regions():
             writer.region(region)
 
@@ -157,18 +160,16 @@ class RecordingTester(ArrayTester):
         self._writer.operation(READ, len(cells), offset, readings, done, output_offset=output)
 
     def _log_mvm(self, kind: Operation, region: Region, vectors: Vectors, gain: int, readings: Readings | None) -> None:
-        append = self._append
         codes = vectors.codes if vectors.codes.dtype == self._dac_dtype else vectors.codes.astype(self._dac_dtype)
         scales = done = output = 0
+        if self._digest:
+            offset = self._append["mvm/digest"](np.array([digest(codes, vectors, readings)], np.uint32))
+        else:
+            offset, scales = self._inputs(codes), self._scales(vectors.scale)
         if readings is not None:
             done = len(readings.codes)
-        if self._writer.digest:
-            offset = append["mvm/digest"](np.array([digest(codes, vectors, readings)], np.uint32))
-        else:
-            offset = append["mvm/inputs"](codes)
-            scales = append["mvm/scales"](vectors.scale)
-            if readings is not None:
-                output = append["mvm/outputs"](readings.codes)
+            if not self._digest:
+                output = self._outputs(readings.codes)
         self._writer.operation(
             kind,
             len(codes),

@@ -3,12 +3,12 @@
 import errno
 import json
 import os
-import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import astuple
 from pathlib import Path
+from time import monotonic, time_ns
 from typing import Any, Self
 
 import h5py
@@ -42,8 +42,8 @@ COMPLETED = "completed"
 CHECKPOINT_S = 60.0
 """Time between two checkpoints (s): what a resumed run does again at most."""
 
-UNANSWERED = (NONE, Status.UNKNOWN, NONE, 0)
-"""Operation id, status, device time and saturated parts of an operation without an answer."""
+UNANSWERED = Receipt(NONE, NONE, Status.UNKNOWN, 0)
+"""Stands for the answer to an operation that has none."""
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 """What every HDF5 file begins with."""
@@ -65,8 +65,8 @@ class RunWriter:
         """What the file beside the run file says of the run while it is going on; the caller adds to it."""
         self.digest: bool = json.loads(file["start/log"].asstr()[()]) == "digest"
         """Whether only a CRC-32 of each product is kept."""
-        self._flushed_ns = time.time_ns()
-        self._checkpoint_at = time.monotonic() + CHECKPOINT_S
+        self._flushed_ns = time_ns()
+        self._checkpoint_at = monotonic() + CHECKPOINT_S
         self.outlives: bool = "start/outlives" in file and json.loads(file["start/outlives"].asstr()[()])
         """Whether the tester outlives the process, so that every answer must: it is written to the tail at once."""
         self._tail = Tail(path, file.attrs["run_id"]) if self.outlives else None
@@ -79,7 +79,7 @@ class RunWriter:
         self._cut_marks()
         self.flush()
         self._shapes = {PulseShape(*row): number for number, row in enumerate(_rows(file["shapes"], SHAPES))}
-        self._readings = {(k, g): (unit.decode(), *rest) for k, g, unit, *rest in _rows(file["readings"], READINGS)}
+        self._readings = {(k, g, unit.decode(), *rest) for k, g, unit, *rest in _rows(file["readings"], READINGS)}
 
     @classmethod
     def create(cls, path: Path, start: Start, overwrite: bool = False, durable: bool = False) -> Self:
@@ -172,13 +172,12 @@ class RunWriter:
         scale_offset: int = 0,
     ) -> None:
         """Log an operation whose payload is in the streams; see OPERATIONS. No answer: the tester failed."""
-        now = time.time_ns()
-        op_id, status, time_ns, saturated = UNANSWERED
-        if answer is not None:
-            op_id, status, time_ns, saturated = answer.op_id, answer.status, answer.time_ns, answer.saturated
+        now = time_ns()
+        if answer is None:
+            answer = UNANSWERED
         self._operations.append(
-            op_id, kind, status, time_ns, now, region, gain, shape, polarity,
-            count, done, saturated, offset, output_offset, scale_offset,
+            answer.op_id, kind, answer.status, answer.time_ns, now, region, gain, shape, polarity,
+            count, done, answer.saturated, offset, output_offset, scale_offset,
         )  # fmt: skip
         self._until_mark -= 1
         if not self._until_mark:
@@ -218,16 +217,19 @@ class RunWriter:
 
     def check_readings(self, kind: Operation, gain: int, readings: Readings) -> None:
         """Store what turns codes into values once per kind and gain. Raises TesterError if it has changed."""
-        constants = (readings.unit, readings.scale, readings.offset)
-        known = self._readings.get((kind, gain))
-        if known is None:
-            self._readings[kind, gain] = constants
-            self._columns.tables["readings"].append(kind, gain, readings.unit.encode(), readings.scale, readings.offset)
-        elif known != constants:
+        if (kind, gain, readings.unit, readings.scale, readings.offset) not in self._readings:
+            self._new_readings(kind, gain, (readings.unit, readings.scale, readings.offset))
+
+    def _new_readings(self, kind: Operation, gain: int, constants: tuple[str, float, int]) -> None:
+        known = [row[2:] for row in self._readings if row[:2] == (kind, gain)]
+        if known:
             raise TesterError(
-                f"{kind.name}, gain {gain}: unit, scale and offset of readings were {known}, are {constants}: "
+                f"{kind.name}, gain {gain}: unit, scale and offset of readings were {known[0]}, are {constants}: "
                 "they must stay the same in a run; mend the driver"
             )
+        self._readings.add((kind, gain, *constants))
+        unit, scale, offset = constants
+        self._columns.tables["readings"].append(kind, gain, unit.encode(), scale, offset)
 
     def message(self, text: str) -> None:
         """Log a warning or diagnosis with the time of day."""
@@ -277,7 +279,7 @@ class RunWriter:
 
     def checkpoint_due(self) -> bool:
         """Whether it is time for a checkpoint."""
-        return time.monotonic() >= self._checkpoint_at
+        return monotonic() >= self._checkpoint_at
 
     def checkpoint(self, state: Mapping[str, Any], arrays: Mapping[str, Values]) -> None:
         """Store what the run needs to go on from here, JSON-able state and arrays by name, instead of an older one."""
@@ -291,7 +293,7 @@ class RunWriter:
             write_text(new, "state", json.dumps({**state, "rows": rows}), "state of the run (JSON)")
             for key, values in arrays.items():
                 write_array(new, key, values, "", f"{key} of the state")
-            self._checkpoint_at = time.monotonic() + CHECKPOINT_S
+            self._checkpoint_at = monotonic() + CHECKPOINT_S
         self.flush()
 
     def flush(self) -> None:
@@ -302,7 +304,7 @@ class RunWriter:
             self._journal.commit()
             if self._tail is not None:
                 self._tail.empty()
-            self._flushed_ns = time.time_ns()
+            self._flushed_ns = time_ns()
             write_status(self.path, self.status | {"operations": len(self._operations), "bytes": self._journal.size})
 
     def close(self, exit_status: str, counts: Mapping[str, int]) -> None:

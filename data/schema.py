@@ -41,7 +41,7 @@ STREAMS = {
         Field("read/row", "<u2", "", "word line of each cell read", "lz4"),
         Field("read/column", "<u2", "", "bit line of each cell read", "lz4"),
         Field("read/codes", "", "", "conductance code of each cell read; see readings; dtype as the tester gives it"),
-        Field("mvm/inputs", "", "", "DAC codes, vector after vector; int8, or int16 for more than 8 bits"),
+        Field("mvm/inputs", "", "", "DAC codes, vector after vector; int8, or int16 for more than 8 bits", "lz4"),
         Field("mvm/scales", "<f4", "", "what one DAC code stands for on the host, one per vector"),
         Field("mvm/outputs", "", "", "ADC codes, vector after vector; see readings; dtype as the tester gives it"),
         Field("mvm/digest", "<u4", "", "in a digest: CRC-32 of the inputs, scales and outputs of one operation"),

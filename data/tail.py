@@ -119,10 +119,10 @@ class TailedTable(Table):
         super().__init__(group, fields, rows)
         self._name, self._run_tail = name, tail
 
-    def add(self, row: bytes) -> None:
+    def append(self, *row: Any) -> None:
         position = len(self)
-        super().add(row)
-        self._run_tail.add(self._name, position, self.layout, row)
+        super().append(*row)
+        self._run_tail.add(self._name, position, self.layout, self._pack(*row))
 
 
 @cache

@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 import pytest
 
+from hil.data import runfile
 from hil.data.run import Run
 from hil.data.runfile import RunWriter
 from hil.data.schema import OPERATIONS, STREAMS, Start
@@ -115,7 +116,7 @@ def test_operations_are_flushed_at_least_once_a_second(
     writer.flush()
     for seconds, rows in ((0.5, 0), (1.5, 2), (-3600, 3)):  # a clock that is set back must not stop it
         now = flushed_at + int(seconds * 1e9)
-        monkeypatch.setattr(time, "time_ns", lambda now=now: now)
+        monkeypatch.setattr(runfile, "time_ns", lambda now=now: now)
         log_wait(writer)
         with killed(path) as run:
             assert run.operations.rows == rows
