@@ -54,15 +54,19 @@ def dump(firmware: Firmware, identity: Identity) -> bytes:
 
 
 def load(path: Path) -> tuple[Firmware, str, str]:
-    """The firmware with its chip, the chip's model name and id. Raises `InputError` for a file that holds no chip."""
+    """The firmware with its chip, switched on, the chip's model name and id. Raises `InputError` for a file that holds
+    no chip.
+    """
     try:
-        return _parse(path, str(path))
+        firmware, model, chip = _parse(path, str(path))
+        firmware.boots += 1
+        return firmware, model, chip
     except (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
         raise InputError(f"{path} cannot be read as a chip: {error}") from error
 
 
 def parse(content: bytes) -> tuple[Firmware, str, str]:
-    """As `load`, from what `dump` gave."""
+    """As `load`, from what `dump` gave; it goes on as it was then."""
     return _parse(io.BytesIO(content), "the memory of a chip")
 
 
@@ -141,7 +145,7 @@ def _read(file: h5py.File) -> tuple[Firmware, str, str]:
     firmware = Firmware(chip)
     firmware.last_op_id = about["last_op_id"]
     firmware.last_content = about.get("last_content", 0)
-    firmware.boots += about.get("boots", 0)
+    firmware.boots = about.get("boots", 0)
     if about["last_operation"]:
         firmware.last_operation = Operation(about["last_operation"])
     if about["receipt"]:

@@ -113,7 +113,7 @@ def test_a_hundred_kills(whole: Path, tmp_path: Path, log_of: LogOf, count: int,
 
 def test_a_running_file_is_told_from_its_status_alone(tmp_path: Path) -> None:
     path = tmp_path / "run.h5"
-    process = started(path, 20_000_000, "--epochs", "100000")
+    process = started(path, 20_000_000, "--epochs", "20000")
     try:
         wait_for(process, path, "images", 1)
         shown = subprocess.run(

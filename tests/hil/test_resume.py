@@ -13,14 +13,17 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 import pytest
+from pytest_mock import MockerFixture
 
 from hil.data import runfile
 from hil.data.reference import HOST_METRICS
 from hil.data.run import Run
-from hil.mock_hw import physics
-from hil.mock_hw.array import Chip
+from hil.loop import CHIP
+from hil.mock_hw import records
+from hil.mock_hw.array import Chip, Product
 from hil.mock_hw.chipfile import load
 from hil.observers import Silent
+from hil.placed import keep_chip
 from hil.protocols.errors import InputError, ReplayError, TesterError
 from hil.resume import resume
 from hil.train import Job, train
@@ -66,10 +69,11 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def said(path: Path) -> tuple[dict[str, Any], list[str], dict[str, Any], str]:
-    """Metrics without the host's time, messages, final values and state."""
+    """Metrics without the host's time, messages, final values, the chip at the end, and state."""
     with Run.open(path) as run:
         metrics = {name: values.tolist() for name, values in run.metrics.items() if name not in HOST_METRICS}
-        final = {name: values.tobytes() for name, values in run.snapshot("final").arrays.items()}
+        ends = [run.snapshot(name).arrays for name in ("final", CHIP) if name in run.snapshots]
+        final = {name: values.tobytes() for end in ends for name, values in end.items()}
         return metrics, [text for _, text in run.messages], final, run.state
 
 
@@ -101,6 +105,25 @@ def test_a_killed_run_goes_on_to_the_same_end(cut: Any, log_of: LogOf) -> None:
         assert_same(copy, whole, log_of)
         with Run.open(copy) as run:
             assert [session["operations"] for session in run.sessions] == [before]
+
+
+def test_a_run_killed_when_its_chip_was_written_down_goes_on_to_the_same_end(
+    often: None, make_job: MakeJob, log_of: LogOf, tmp_path: Path, mocker: MockerFixture
+) -> None:
+    job, copy = make_job(), tmp_path / "copy.h5"
+
+    def keep_and_copy(*given: Any) -> None:
+        keep_chip(*given)
+        shutil.copyfile(job.out, copy)
+
+    mocker.patch("hil.train.keep_chip", keep_and_copy)
+    train(job)
+    mocker.stopall()
+    with Run.open(copy) as run:
+        assert run.state == "interrupted"
+        assert CHIP in run.snapshots
+    resume(copy)
+    assert_same(copy, job.out, log_of)
 
 
 @pytest.fixture
@@ -182,7 +205,7 @@ def test_a_kept_chip_ends_as_if_the_run_had_never_been_cut(
     assert_same(job.out, tmp_path / "whole.h5", log_of)
     chip = load(tmp_path / "chip.h5")[0].chip
     assert chip.now_ns == expected.now_ns
-    for name in physics.CELL.names or ():
+    for name in records.CELL.names or ():
         np.testing.assert_array_equal(chip.cells[name], expected.cells[name])
 
 
@@ -197,21 +220,23 @@ def test_a_chip_that_was_used_since_is_refused(often: None, make_job: MakeJob, t
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), TesterError("it smokes")])
-@pytest.mark.parametrize("operation", ["program", "multiply", "read"])
+@pytest.mark.parametrize(
+    ("part", "operation", "after"), [(Chip, "program", 100), (Product, "multiply", 400), (Chip, "read", 5)]
+)
 def test_an_operation_that_failed_is_done_again(
-    make_job: MakeJob, tmp_path: Path, log_of: LogOf, error: BaseException, operation: str
+    make_job: MakeJob, tmp_path: Path, log_of: LogOf, error: BaseException, part: type, operation: str, after: int
 ) -> None:
     whole, job = make_job(out=tmp_path / "whole.h5"), make_job()
     train(whole)
-    calls, real = itertools.count(), getattr(Chip, operation)
+    calls, real = itertools.count(), getattr(part, operation)
 
-    def fail(chip: Chip, *arguments: Any) -> Any:
-        if next(calls) == {"program": 100, "multiply": 400, "read": 5}[operation]:
+    def fail(*arguments: Any) -> Any:
+        if next(calls) == after:
             raise error
-        return real(chip, *arguments)
+        return real(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Chip, operation, fail)
+        patch.setattr(part, operation, fail)
         with pytest.raises(type(error)):
             train(job)
     with Run.open(job.out) as run:
