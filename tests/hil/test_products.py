@@ -194,7 +194,7 @@ def test_answers_of_any_integer_type_and_layout_are_understood(
 ) -> None:
     tester = make_tester()
     layer = products(random_pairs(tester, 20, 7), 12.0, 4.0, 100)
-    codes = np.arange(28, dtype=dtype).reshape(2, 14)[:, ::2]
+    codes = np.random.default_rng(4).integers(1, 100, (2, 14)).astype(dtype)[:, ::2]
     mocker.patch.object(tester, "mvm", return_value=Readings(1, 0, codes, "A", 1.0, 0, 0))
     out = layer.forward(vectors(2, 19))
     np.testing.assert_allclose(out / out[:, 1:2] * codes[:, 1:2], codes, rtol=1e-6)
