@@ -24,7 +24,7 @@ class Values:
     """Floats (batch, features), seen as an array and as a tensor: making either of the other takes a microsecond."""
 
     def __init__(self, batch: int, features: int) -> None:
-        self.tensor = torch.empty(batch, features)
+        self.tensor = torch.empty(batch, features, dtype=torch.float32)
         self.array: F32 = self.tensor.numpy()
 
 
@@ -124,7 +124,7 @@ class FeedForward:
         return self._layers[-1].gradient.array
 
     def backward(self) -> None:
-        """From what was written to `gradient`."""
+        """From what was written to `gradient`, which is overwritten."""
         after = self._layers[-1]
         for layer in self._layers[-2::-1]:
             after.backward(layer.gradient.array)

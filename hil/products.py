@@ -183,6 +183,10 @@ class AnalogProducts(Products):
         answer = np.ascontiguousarray(readings.codes)
         if answer.shape != (len(x), way.answers):
             raise TesterError(f"the tester gave codes of shape {answer.shape} for {len(x)} vectors of {way.answers}")
+        if answer.dtype.kind not in "iu" or not answer.dtype.isnative:
+            raise TesterError(
+                f"the tester gave codes of type {answer.dtype.str}: integers in this machine's order are due"
+            )
         way.count.saturated += readings.saturated
         way.count.converted += answer.size
         combining(answer.dtype)(answer, way.places, way.pairwise, readings.scale * self._factor, scale, out)

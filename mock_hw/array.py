@@ -100,7 +100,9 @@ class Chip:
         return round(-self.parameters.read_floor / self.read_step)
 
     def program(self, pulses: PulseBatch, flat: I64, total: int) -> int:
-        """Apply `total` pulses to the cells at `flat`; returns how many met an end of the conductance range."""
+        """Apply `total` pulses to the cells at `flat` (as `locate` gives it); returns how many met an end of the
+        conductance range. The counts were checked.
+        """
         p, saturated = self.parameters.cell, 0
         if p.inference:
             saturated = self._verify(pulses, flat)
@@ -165,7 +167,9 @@ class Product:
         self._kernel = code_for(kernel, self._crossings, codes, 0, NO_NORMALS, 1.0, 1.0, 0, out)
 
     def multiply(self, codes: Codes) -> tuple[Codes, int]:
-        """ADC codes (batch, outputs) for DAC codes (batch, inputs), and how many saturated."""
+        """ADC codes (batch, outputs) for DAC codes (batch, inputs), and how many saturated. The DAC codes were checked:
+        contiguous, of the type and the number that the region takes.
+        """
         out: Codes = np.empty((len(codes), self._outputs), self._dtype)
         normals = self._normals.take(out.size) if self._normals else NO_NORMALS
         step, top = self.step, self._top

@@ -66,7 +66,7 @@ def load(path: Path) -> tuple[Firmware, str, str]:
 
 
 def parse(content: bytes) -> tuple[Firmware, str, str]:
-    """As `load`, from what `dump` gave; it goes on as it was then."""
+    """As `load`, from what `dump` gave, without being switched on again; it is grounded, and knows no regions."""
     return _parse(io.BytesIO(content), "the memory of a chip")
 
 

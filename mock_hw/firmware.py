@@ -197,7 +197,8 @@ class Firmware:
     def _in_range(self, codes: Codes) -> Codes:
         """DAC codes (batch, inputs) as products take them; raises `LimitError` where one is out of range."""
         fits = codes.dtype is self._dac_dtype and codes.flags.c_contiguous
-        limits.check_codes(self.capabilities, self._largest(codes) if fits else largest(codes))
+        top = self._largest(codes) if fits else max(int(codes.max()), -int(codes.min()))
+        limits.check_codes(self.capabilities, top)
         return codes if fits else np.ascontiguousarray(codes, self._dac_dtype)
 
     def _check_pulses(self, pulses: PulseBatch) -> int:

@@ -1,8 +1,9 @@
 """What pulses do to PCM cells: pure steps, and the compiled loops that apply them to batches of cells.
 
-The formulas (from `set_step` to `worn_level`) take scalars or arrays, and the model's constants as a record (see
-`records.constants`). The loops go over cells in order, so that a cell that occurs twice is pulsed twice. They are in
-the file of the formulas that they call, because the compiler's cache on disk follows changes of the caller's file only.
+The formulas (from `set_step` to `worn_level`) take scalars, all but the last arrays as well, and the model's constants
+as a record (see `records.constants`). The loops go over cells in order, so that a cell that occurs twice is pulsed
+twice. They are in the file of the formulas that they call, because the compiler's cache on disk follows changes of the
+caller's file only.
 """
 
 from typing import Any

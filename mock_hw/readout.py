@@ -1,8 +1,8 @@
 """What reads and products see of PCM cells: pure formulas, and the compiled loops that apply them.
 
-The formulas (from `drift_factor` to `next_change`) take scalars or arrays, and the model's constants as a record (see
-`records.constants`). All loops that call them are in this file, because the compiler's cache on disk follows changes of
-the caller's file only.
+The formulas (from `drift_factor` to `next_change`) take scalars, the first two arrays as well, and the model's
+constants as a record (see `records.constants`). All loops that call them are in this file, because the compiler's
+cache on disk follows changes of the caller's file only.
 
 Flicker is a sum of components of equal variance: a white one, new at each read, and one for each time TAU, 4 TAU, 16
 TAU and so on up to the age of the cell, which is drawn anew whenever that time has passed again. Together their

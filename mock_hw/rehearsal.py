@@ -15,7 +15,7 @@ from hil.protocols.messages import Block, Cells, Direction, MvmMode, Operation, 
 def rehearse(parameters: ChipParameters) -> None:
     """Do every operation once, on a small chip of this kind that is thrown away.
 
-    With arrays that cannot be written to, as they come from a wire: for others the compiler makes other code.
+    With arrays that cannot be written to, as they come from a wire: for others, numba makes other code of some kernels.
     """
     firmware = Firmware(Chip(replace(parameters, arrays=1, rows=2, columns=4), np.random.SeedSequence(0)))
     c, counts = firmware.capabilities, _fixed(np.ones(2, np.uint16))

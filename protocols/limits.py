@@ -33,7 +33,7 @@ def check_batch(capabilities: Capabilities, count: int, what: str) -> None:
 def check_cell_count(capabilities: Capabilities, cells: Cells) -> None:
     """The size of a batch of cells, and that its index vectors are equally long, of unsigned 16-bit numbers."""
     array, row, column = cells.array, cells.row, cells.column
-    if not array.shape == row.shape == column.shape == (len(row),):
+    if row.ndim != 1 or not array.shape == row.shape == column.shape:
         sizes = (array.shape, row.shape, column.shape)
         raise LimitError(f"arrays, rows and columns of cells have shapes {sizes}; they must be equally long vectors")
     if not array.dtype == row.dtype == column.dtype == LINE:
@@ -120,7 +120,12 @@ def check_pulses(capabilities: Capabilities, pulses: PulseBatch) -> None:
     if pulses.kind not in (SET, RESET):
         raise LimitError(f"pulses are SET or RESET, not {pulses.kind!r}")
     counts = pulses.counts
-    if counts.shape != (len(pulses.cells),) or counts.dtype != LINE or np.count_nonzero(counts) < counts.size:
+    if (
+        counts.ndim != 1
+        or counts.shape != pulses.cells.row.shape
+        or counts.dtype != LINE
+        or np.count_nonzero(counts) < counts.size
+    ):
         got = f"{counts.dtype} {counts.shape}"
         raise LimitError(f"pulse counts must be one uint16 of at least 1 per cell; got {got}")
     _check_shape(capabilities, pulses.shape)

@@ -82,6 +82,17 @@ def test_both_paths_train_bit_for_bit_alike(
         np.testing.assert_array_equal(column, logs[1][name], err_msg=name)
 
 
+def test_torchs_default_type_of_floats_changes_nothing(make_tester: MakeTester) -> None:
+    images, targets = samples()
+    model = network(make_tester("pcm-analog"), nn.Sigmoid)
+    way = DirectPasses(model, MixedPrecisionSGD(model.parameters(), lr=1.0, granularity=0.01))
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert way.train(images[:3], targets[:3]).dtype == np.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_gradients_of_several_batches_add_up_on_both_paths(make_tester: MakeTester) -> None:
     images, targets = samples()
     chis = []

@@ -188,6 +188,17 @@ def test_an_answer_of_another_shape_is_an_error_of_the_tester(
         layer.forward(vectors(2, 19))
 
 
+@pytest.mark.parametrize("dtype", [">i2", "<f4", "?", "O"])
+def test_an_answer_of_anything_but_integers_is_an_error_of_the_tester(
+    dtype: str, make_tester: MakeTester, mocker: MockerFixture
+) -> None:
+    tester = make_tester()
+    layer = products(random_pairs(tester, 20, 7), 12.0, 4.0, 100)
+    mocker.patch.object(tester, "mvm", return_value=Readings(1, 0, np.zeros((2, 7), dtype), "A", 1.0, 0, 0))
+    with pytest.raises(TesterError, match="the tester gave codes of type"):
+        layer.forward(vectors(2, 19))
+
+
 @pytest.mark.parametrize("dtype", [np.int8, np.int16, np.int32])
 def test_answers_of_any_integer_type_and_layout_are_understood(
     dtype: type[np.integer[Any]], make_tester: MakeTester, mocker: MockerFixture

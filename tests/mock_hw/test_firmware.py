@@ -180,6 +180,18 @@ def test_nothing_waits_beyond_the_life_of_a_chip(firmware: Firmware) -> None:
     assert multiply(firmware, 4).saturated == 0
 
 
+@pytest.mark.parametrize("dtype", [np.int8, np.int16, np.int64])
+def test_a_code_beyond_the_converter_is_refused_whatever_its_type(
+    firmware: Firmware, dtype: type[np.signedinteger]
+) -> None:
+    for code in (np.iinfo(dtype).min, -128, *([128, np.iinfo(dtype).max] if dtype != np.int8 else ())):
+        codes = np.zeros((2, 20), dtype)
+        codes[1, 7] = code
+        with pytest.raises(LimitError, match=rf"DAC code {abs(int(code))} is outside \+-127"):
+            firmware.mvm(1, 0, Vectors(codes, np.ones(2, np.float32)), Direction.FORWARD, 5)
+    assert firmware.last_op_id == 0
+
+
 def test_a_new_firmware_on_the_same_chip_has_its_own_regions(firmware: Firmware) -> None:
     pulse(firmware, 1)
     assert (multiply(firmware, 2).codes > 20).all()
@@ -226,9 +238,13 @@ def test_more_pulses_than_their_noise_finds_room_for_are_refused(firmware: Firmw
 def test_cells_with_index_vectors_of_different_lengths_are_refused(firmware: Firmware) -> None:
     with pytest.raises(LimitError, match=r"shapes \(\(40,\), \(39,\), \(40,\)\); they must be equally long vectors"):
         firmware.read(1, Cells(CELLS.array, CELLS.row[1:], CELLS.column))
-    one_column = CELLS.row.reshape(-1, 1)
-    with pytest.raises(LimitError, match="equally long vectors"):
-        firmware.read(1, Cells(one_column, one_column, one_column))
+    for lines in (CELLS.row.reshape(-1, 1), np.array(1, np.uint16)):
+        with pytest.raises(LimitError, match="equally long vectors"):
+            firmware.read(1, Cells(lines, lines, lines))
+        with pytest.raises(LimitError, match="one uint16 of at least 1 per cell"):
+            firmware.program(
+                1, PulseBatch(Cells(lines, lines, lines), Operation.SET, lines + 1, firmware.capabilities.set_pulse)
+            )
     assert firmware.last_op_id == 0
 
 
