@@ -275,7 +275,11 @@ class Table:
 
     def append(self, *row: Any) -> None:
         """Append one value per field, in the order of the fields. Raises struct.error on a value that does not fit."""
-        self._rows += self._pack(*row)
+        self.add(self._pack(*row))
+
+    def add(self, row: bytes) -> None:
+        """Append a packed row."""
+        self._rows += row
         if len(self._rows) >= ROW_BUFFER:
             self.sort()
 

@@ -162,13 +162,13 @@ class RecordingTester(ArrayTester):
     def _log_mvm(self, kind: Operation, region: Region, vectors: Vectors, gain: int, readings: Readings | None) -> None:
         codes = vectors.codes if vectors.codes.dtype == self._dac_dtype else vectors.codes.astype(self._dac_dtype)
         scales = done = output = 0
+        if readings is not None:
+            done = len(readings.codes)
         if self._digest:
             offset = self._append["mvm/digest"](np.array([digest(codes, vectors, readings)], np.uint32))
         else:
             offset, scales = self._inputs(codes), self._scales(vectors.scale)
-        if readings is not None:
-            done = len(readings.codes)
-            if not self._digest:
+            if readings is not None:
                 output = self._outputs(readings.codes)
         self._writer.operation(
             kind,

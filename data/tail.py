@@ -119,10 +119,10 @@ class TailedTable(Table):
         super().__init__(group, fields, rows)
         self._name, self._run_tail = name, tail
 
-    def append(self, *row: Any) -> None:
+    def add(self, row: bytes) -> None:
         position = len(self)
-        super().append(*row)
-        self._run_tail.add(self._name, position, self.layout, self._pack(*row))
+        super().add(row)
+        self._run_tail.add(self._name, position, self.layout, row)
 
 
 @cache
