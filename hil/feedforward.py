@@ -20,7 +20,7 @@ aten = torch.ops.aten
 FACTORS = attrgetter("factors")
 
 
-class Values:
+class Buffer:
     """Floats (batch, features), seen as an array and as a tensor: making either of the other takes a microsecond."""
 
     def __init__(self, batch: int, features: int) -> None:
@@ -33,18 +33,18 @@ def _sigmoid_code() -> Callable[..., None]:
     return code_for(sigmoid_backward, MATRIX, MATRIX)
 
 
-def tanh_backward(gradient: Values, output: Values) -> None:
+def tanh_backward(gradient: Buffer, output: Buffer) -> None:
     """As torch's graph does it."""
     aten.tanh_backward.grad_input(gradient.tensor, output.tensor, grad_input=gradient.tensor)
 
 
-def relu_backward(gradient: Values, output: Values) -> None:
+def relu_backward(gradient: Buffer, output: Buffer) -> None:
     """As torch's graph does it."""
     aten.threshold_backward.grad_input(gradient.tensor, output.tensor, 0, grad_input=gradient.tensor)
 
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
-Backward = Callable[[Values, Values], None]
+Backward = Callable[[Buffer, Buffer], None]
 ACTIVATIONS: dict[type[nn.Module], tuple[Forward, Backward]] = {
     nn.Sigmoid: (torch.sigmoid_, lambda gradient, output: _sigmoid_code()(gradient.array, output.array)),
     nn.Tanh: (torch.tanh_, tanh_backward),
@@ -64,8 +64,8 @@ class Layer:
         self._derive: Backward | None = None
         if activation is not None:
             self._activate, self._derive = ACTIVATIONS[type(activation)]
-        self._y = Values(batch, layer.out_features)
-        self.gradient = Values(batch, layer.out_features)
+        self._y = Buffer(batch, layer.out_features)
+        self.gradient = Buffer(batch, layer.out_features)
         """Of the loss by the outputs; `backward` takes it and overwrites it."""
 
     def forward(self, x: F32) -> F32:

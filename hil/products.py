@@ -24,7 +24,7 @@ from hil.kernels import (
 from hil.mock_hw.compiled import code_for
 from hil.pairs import SLICE, UNIT, DifferentialPairs
 from hil.protocols.errors import DivergedError, InputError, TesterError
-from hil.protocols.messages import Capabilities, Direction, MvmMode, Readout, Vectors
+from hil.protocols.messages import Capabilities, Codes, Direction, MvmMode, Readout, Vectors
 
 
 @dataclass
@@ -101,7 +101,9 @@ class Way:
 
 @cache
 def combining(dtype: np.dtype[Any]) -> Callable[..., None]:
-    """What adds up ADC codes of this type."""
+    """What adds up ADC codes of this type; raises `TesterError` where they are no integers as this machine has them."""
+    if dtype.kind not in "iu" or not dtype.isnative:
+        raise TesterError(f"the tester gave codes of type {dtype.str}: integers in this machine's order are due")
     return code_for(combine, np.empty((1, 1), dtype), np.empty((1, 2), np.int64), True, 1.0, VECTOR, MATRIX)
 
 
@@ -151,19 +153,20 @@ class AnalogProducts(Products):
         )
 
     def forward(self, x: F32, out: F32 | None = None) -> F32:
-        return self._multiplied(x, self._forward, out)
+        return self._converted(*self._quantised(x, self._forward), self._forward, out)
 
     def calibrate(self, x: F32) -> F32:
         """By the smallest range, from the usual one on, in which no output meets the end."""
+        codes, scale = self._quantised(x, self._forward)
         for gain in self._gains[self._forward.gain :]:
             self.calibration = Conversions()
-            out = self._multiplied(x, replace(self._forward, gain=gain, count=self.calibration), None)
+            out = self._converted(codes, scale, replace(self._forward, gain=gain, count=self.calibration), None)
             if not self.calibration.saturated:
                 break
         return out
 
     def backward(self, delta: F32, out: F32 | None = None) -> F32:
-        return self._multiplied(delta, self._backward, out)
+        return self._converted(*self._quantised(delta, self._backward), self._backward, out)
 
     def changed(self, index: Index) -> None:
         """Nothing is remembered that could be stale."""
@@ -174,38 +177,45 @@ class AnalogProducts(Products):
     def rescale(self, factor: float) -> None:
         self._factor = self._plain * factor
 
-    def _multiplied(self, x: F32, way: Way, out: F32 | None) -> F32:
-        x, out = vectors_and_room(x, way.inputs, out, way.outputs, way.direction)
+    def _quantised(self, x: F32, way: Way) -> tuple[Codes, F32]:
+        """DAC codes (batch, lines) of vectors, and what one code of each stands for."""
+        x = as_vectors(x, way.inputs, way.direction)
         codes, scale = np.empty((len(x), way.lines), self._dtype), np.empty(len(x), np.float32)
         if not way.quantise(x, self._top, codes, scale):
             raise not_finite(way.direction)
+        return codes, scale
+
+    def _converted(self, codes: Codes, scale: F32, way: Way, out: F32 | None) -> F32:
+        out = room_for(len(codes), way.outputs, out)
         readings = self._tester.mvm(self._region, Vectors(codes, scale), way.direction, way.gain)
         answer = np.ascontiguousarray(readings.codes)
-        if answer.shape != (len(x), way.answers):
-            raise TesterError(f"the tester gave codes of shape {answer.shape} for {len(x)} vectors of {way.answers}")
-        if answer.dtype.kind not in "iu" or not answer.dtype.isnative:
+        if answer.shape != (len(codes), way.answers):
             raise TesterError(
-                f"the tester gave codes of type {answer.dtype.str}: integers in this machine's order are due"
+                f"the tester gave codes of shape {answer.shape} for {len(codes)} vectors of {way.answers}"
             )
+        add_up = combining(answer.dtype)
         way.count.saturated += readings.saturated
         way.count.converted += answer.size
-        combining(answer.dtype)(answer, way.places, way.pairwise, readings.scale * self._factor, scale, out)
+        add_up(answer, way.places, way.pairwise, readings.scale * self._factor, scale, out)
         return out
 
 
-def vectors_and_room(x: F32, inputs: int, out: F32 | None, outputs: int, direction: Direction) -> tuple[F32, F32]:
-    """Vectors (batch, inputs) as compiled code takes them, and where their products (batch, outputs) go; raises
-    `InputError` for arrays of other shapes.
-    """
+def as_vectors(x: F32, inputs: int, direction: Direction) -> F32:
+    """Vectors (batch, inputs) as compiled code takes them; raises `InputError` for another shape."""
     x = np.ascontiguousarray(x, np.float32)
     if x.ndim != 2 or x.shape[1] != inputs:
         raise InputError(f"vectors of shape {x.shape}: a {direction.name.lower()} product takes (batch, {inputs})")
-    shape = len(x), outputs
+    return x
+
+
+def room_for(batch: int, outputs: int, out: F32 | None) -> F32:
+    """Where products (batch, outputs) go: `out`, or a new array. Raises `InputError` where it cannot take them."""
+    shape = batch, outputs
     if out is None:
-        return x, np.empty(shape, np.float32)
-    if out.shape != shape or out.dtype is not x.dtype or not out.flags.c_contiguous:
+        return np.empty(shape, np.float32)
+    if out.shape != shape or out.dtype != VECTOR.dtype or not out.flags.c_contiguous:
         raise InputError(f"products {shape} go to a contiguous array of float32, not {out.dtype} {out.shape}")
-    return x, out
+    return out
 
 
 def gain_for(output: float, scale: float, capabilities: Capabilities) -> int:
@@ -256,7 +266,7 @@ class HostProducts(Products):
 
     def forward(self, x: F32, out: F32 | None = None) -> F32:
         rows, columns = self._pairs.shape
-        x, out = vectors_and_room(x, rows - 1, out, columns, Direction.FORWARD)
+        x, out = as_vectors(x, rows - 1, Direction.FORWARD), room_for(len(x), columns, out)
         if not all_finite(x):
             raise not_finite(Direction.FORWARD)
         if self._since_read >= self._reread_images:
@@ -271,7 +281,7 @@ class HostProducts(Products):
 
     def backward(self, delta: F32, out: F32 | None = None) -> F32:
         rows, columns = self._pairs.shape
-        delta, out = vectors_and_room(delta, columns, out, rows - 1, Direction.BACKWARD)
+        delta, out = as_vectors(delta, columns, Direction.BACKWARD), room_for(len(delta), rows - 1, out)
         if not all_finite(delta):
             raise not_finite(Direction.BACKWARD)
         self._read_stale()

@@ -86,6 +86,15 @@ def total_of(counts: U16) -> int:
 
 
 @njit(cache=True)
+def count_set(cells: Records, carries: Records, place: int, pulses: int) -> None:
+    """Count so many SET pulses more on a cell."""
+    cell = cells[place]
+    cell.set_count, carry = counted(cell.set_count, pulses)
+    if carry:
+        carries[place].set_count += carry
+
+
+@njit(cache=True)
 def apply_set(
     cells: Records,
     carries: Records,
@@ -106,9 +115,7 @@ def apply_set(
     drawn = 0
     for i in range(flat.size):
         cell = cells[flat[i]]
-        cell.set_count, carry = counted(cell.set_count, counts[i])
-        if carry:
-            carries[flat[i]].set_count += carry
+        count_set(cells, carries, flat[i], counts[i])
         if cell.stuck:
             drawn += counts[i]
             continue
@@ -164,9 +171,7 @@ def apply_targets(
     most, saturated = np.int64(p.g_max / p.mean_offset + 1e-6), 0
     for i in range(flat.size):
         cell = cells[flat[i]]
-        cell.set_count, carry = counted(cell.set_count, counts[i])
-        if carry:
-            carries[flat[i]].set_count += carry
+        count_set(cells, carries, flat[i], counts[i])
         if cell.stuck:
             continue
         before, n = np.int64(cell.since_reset), np.int64(cell.since_reset) + np.int64(counts[i])

@@ -299,11 +299,8 @@ def backward(
         for r in range(block.first_row, block.first_row + rows):
             if now_ns >= due[r, 0]:
                 age(weight, variance, due, lookup, classes, word_lines, lines, cells, nu, parameters, r, now_ns)
-        v, total, spread = (
-            np.empty(columns, np.float32),
-            np.empty((1, rows), np.float32),
-            np.empty((1, rows), np.float32),
-        )
+        v = np.empty(columns, np.float32)
+        total, spread = np.empty((1, rows), np.float32), np.empty((1, rows), np.float32)
         for n in range(len(codes)):
             for j in range(columns):
                 code = codes[n, block.column_offset + j]
