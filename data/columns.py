@@ -88,7 +88,7 @@ def describe(dataset: Any, units: str, description: str) -> None:
 def writing(path: str) -> Iterator[None]:
     """While something is written: holds Ctrl-C back until it is done, and turns what fails into a `StorageError`."""
     try:
-        with _uninterrupted():
+        with uninterrupted():
             yield
     except (OSError, RuntimeError) as error:
         raise StorageError(
@@ -106,8 +106,8 @@ def let_go(journal: JournaledFile, file: Any) -> None:
 
 
 @contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """An exception in the middle of h5py's work would leave HDF5 with half of a change."""
+def uninterrupted() -> Iterator[None]:
+    """Hold Ctrl-C back: in the middle of h5py's work it would leave HDF5 with half of a change."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -141,11 +141,16 @@ class Column:
         self._field = field
         self._path = f"{parent.file.filename}: {parent.name}/{field.name}"
         self._chunk = chunk_bytes
-        self._dtype: np.dtype[Any] | None = None
-        self._size = 1
+        self.dtype: np.dtype[Any] | None = None
+        """Type of the elements, None until it is known."""
+        self.item_size = 1
+        """Bytes of an element, as soon as its type is known."""
         self._start = 0  # elements in `values`
-        self._length = 0
+        self.length = 0
+        """Elements of the column: for those who append to `parts` themselves, without a call for each part."""
         self._buffer = bytearray()  # elements after them, less than a chunk; several times as fast as a numpy buffer
+        self.parts: list[bytes] = []
+        """What was appended since the last `gather`."""
         self._flushed = (0, 0)
         if field.name in parent:
             self._continue(parent[field.name])
@@ -167,9 +172,9 @@ class Column:
 
     def _attach(self, group: Any) -> None:
         self._values, self._tail, self._range = group["values"], group["tail"], group["tail_range"]
-        self._dtype = np.dtype(self._values.dtype.str)  # numpy's own object, which is compared quickest
-        self._size = self._dtype.itemsize
-        self._chunk = len(self._tail) * self._size
+        self.dtype = np.dtype(self._values.dtype.str)  # numpy's own object, which is compared quickest
+        self.item_size = self.dtype.itemsize
+        self._chunk = len(self._tail) * self.item_size
 
     def _continue(self, group: Any) -> None:
         """Take up a column where it ends: less than a chunk goes back into the buffer."""
@@ -183,30 +188,50 @@ class Column:
             rest = self._values[self._start :] if stop == len(self._values) else self._tail[: stop - first]
             self._values.resize((self._start,))
         self._buffer += rest.tobytes()
-        self._length = stop
+        self.length = stop
 
     def __len__(self) -> int:
-        return self._length
+        return self.length
 
     def append(self, values: Values) -> int:
         """Append an array of the column's dtype, row after row, and return the position of its first element.
 
         Raises StorageError on another dtype.
         """
-        if values.dtype is not self._dtype:
-            self._check_dtype(values.dtype)
-        position = self._length
-        self._length = position + values.size
-        self._buffer += values.tobytes()
-        if len(self._buffer) >= self._chunk:
-            self._settle_chunks()
+        position = self.add(self.packed(values))
+        self.gather()
         return position
 
+    def packed(self, values: Values) -> bytes:
+        """An array of the column's dtype for `add`, row after row. Raises StorageError on another dtype."""
+        if values.dtype is not self.dtype:
+            self._check_dtype(values.dtype)
+        return values.tobytes()
+
+    def add(self, data: bytes) -> int:
+        """Append what was packed, and return the position of its first element. Before anything else is done with the
+        column, `gather`.
+        """
+        position = self.length
+        self.length = position + len(data) // self.item_size
+        self.parts.append(data)
+        return position
+
+    def gather(self) -> None:
+        """Take up what was added, and write the chunks that are full."""
+        if self.parts:
+            if self.dtype is None:
+                self.create(self._field.dtype)
+            self._buffer += b"".join(self.parts)
+            self.parts.clear()
+            if len(self._buffer) >= self._chunk:
+                self._settle_chunks()
+
     def _check_dtype(self, dtype: np.dtype[Any]) -> None:
-        if self._dtype is None:
+        if self.dtype is None:
             self.create(self._field.dtype or dtype)
-        if dtype != self._dtype:
-            raise StorageError(f"{self._path} holds {self._dtype}, got {dtype}: a column never changes its type")
+        if dtype != self.dtype:
+            raise StorageError(f"{self._path} holds {self.dtype}, got {dtype}: a column never changes its type")
 
     def settle(self) -> None:
         """Move what is left into `values`, for good: before the file is closed."""
@@ -216,11 +241,11 @@ class Column:
 
     def flush(self) -> None:
         """Write what `values` does not hold. Raises what h5py raises: many are flushed within one `writing`."""
-        start, stop = self._start, self._length
+        start, stop = self._start, self.length
         if (start, stop) == self._flushed:
             return
         first = self._flushed[1] - start if self._flushed[0] == start else 0
-        write_part(self._tail, first, np.frombuffer(self._buffer[first * self._size :], self._dtype))
+        write_part(self._tail, first, np.frombuffer(self._buffer[first * self.item_size :], self.dtype))
         write_part(self._range, 0, np.array([start, stop]))
         self._flushed = (start, stop)
 
@@ -232,8 +257,8 @@ class Column:
                 self._buffer = bytearray(self._values[self._start : length].tobytes())
                 self._values.resize((self._start,))
         else:
-            del self._buffer[(length - self._start) * self._size :]
-        self._length = length
+            del self._buffer[(length - self._start) * self.item_size :]
+        self.length = length
         self._flushed = (-1, -1)
 
     def _settle_chunks(self) -> None:
@@ -241,10 +266,10 @@ class Column:
             self._settle(self._chunk)
 
     def _settle(self, size: int) -> None:
-        stop = self._start + size // self._size
+        stop = self._start + size // self.item_size
         with writing(self._path):
             self._values.id.set_extent((stop,))
-            write_part(self._values, self._start, np.frombuffer(self._buffer[:size], self._dtype))
+            write_part(self._values, self._start, np.frombuffer(self._buffer[:size], self.dtype))
         self._start = stop
         del self._buffer[:size]
 
@@ -261,7 +286,7 @@ class Table:
         self._dtype = np.dtype([(field.name, field.dtype) for field in fields])
         self.layout = ",".join(field.dtype for field in fields)
         """Types of the fields; a packed row has them one after the other."""
-        self._pack = struct.Struct("<" + "".join(_struct_code(np.dtype(field.dtype)) for field in fields)).pack
+        self.pack = row_struct(fields).pack
         self._first = len(self.columns[0])  # rows in the columns
         self._rows = bytearray()  # rows after them
 
@@ -275,11 +300,11 @@ class Table:
 
     def append(self, *row: Any) -> None:
         """Append one value per field, in the order of the fields. Raises struct.error on a value that does not fit."""
-        self.add(self._pack(*row))
+        self.add(self.pack(*row))
 
-    def add(self, row: bytes) -> None:
-        """Append a packed row."""
-        self._rows += row
+    def add(self, rows: bytes) -> None:
+        """Append packed rows."""
+        self._rows += rows
         if len(self._rows) >= ROW_BUFFER:
             self.sort()
 
@@ -302,6 +327,11 @@ class Table:
         first = self._first + len(rows)
         self._first = first
         self._rows.clear()
+
+
+def row_struct(fields: Sequence[Field]) -> struct.Struct:
+    """How a row of a table is packed: one value per field, one after the other."""
+    return struct.Struct("<" + "".join(_struct_code(np.dtype(field.dtype)) for field in fields))
 
 
 def _struct_code(dtype: np.dtype[Any]) -> str:

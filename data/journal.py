@@ -1,8 +1,9 @@
 """A file whose writes take effect all at once, or not at all: what HDF5 lacks when its writer is killed.
 
-h5py writes into a `JournaledFile`, which keeps everything in memory until `commit`. A commit
+h5py writes into a `JournaledFile`. Whole chunks beyond the end of what is committed go to the disk at once: nothing
+refers to them yet. Everything else is kept in memory until `commit`, which
 
-    1. writes what lies beyond the end of the file, where nothing refers to it yet,
+    1. writes what else lies beyond that end,
     2. writes the changed pages behind it, as a journal with a checksum of both,
     3. writes the same pages to their places,
     4. cuts the journal off.
@@ -30,8 +31,9 @@ MOST_PAGES = 2048
 """Pages to be written from which on a commit should not wait: 8 MB, so that memory is bounded."""
 
 TRAILER = struct.Struct("<8sqqqqI")
-"""The file's last bytes while it has a journal: magic, start of what step 1 wrote, start of the journal, number of its
-pages, size of the file, CRC-32 of all that."""
+"""The file's last bytes while it has a journal: magic, where the checksum begins, start of the journal, number of its
+pages, size of the file, CRC-32 of the file from where it begins to that size, of the journal's body and of the fields.
+What step 1 wrote is on the disk before the journal is, so the checksum begins at the size and leaves it out."""
 MAGIC = b"hil-jrnl"
 NUMBER = struct.Struct("<q")
 
@@ -58,6 +60,7 @@ class JournaledFile:
         self._size = self._end
         self._position = 0
         self._pages: dict[int, bytearray] = {}
+        self._ahead: set[int] = set()  # pages beyond the end of which the disk has something already
         self.full = False
         """Whether so much waits for the next commit that it should come now."""
 
@@ -73,15 +76,16 @@ class JournaledFile:
         """
         if not os.path.samestat(os.stat(self.path), os.fstat(self._handle)):
             raise OSError("another file has taken its place")
-        first_new = -(-self._end // PAGE)
-        new = b"".join(self._new_pages(first_new))
+        first_new = self._first_new
         changed = sorted(number for number in self._pages if number < first_new)
         try:
-            write_at(self._handle, new, first_new * PAGE)
+            for start, data in self._new_parts(first_new):
+                write_at(self._handle, data, start)
             if changed:
-                self._write_journal(changed, new, first_new * PAGE)
+                self._sync()
+                self._write_journal(changed)
         except OSError:
-            os.ftruncate(self._handle, self._end)
+            os.ftruncate(self._handle, max(self._end, PAGE * (max(self._ahead, default=-1) + 1)))
             raise
         self._sync()
         for number in changed:
@@ -91,6 +95,7 @@ class JournaledFile:
         os.ftruncate(self._handle, self._size)
         self._end = self._size
         self._pages.clear()
+        self._ahead.clear()
         self.full = False
 
     def close(self) -> None:
@@ -122,9 +127,35 @@ class JournaledFile:
         return len(data)
 
     def write(self, data: bytes | memoryview) -> int:
-        """As of a file, but kept in memory."""
+        """As of a file."""
         view = memoryview(data).cast("B")
         start = self._position
+        if not self._write_ahead(view, start):
+            self._keep(view, start)
+        self._position = start + len(view)
+        self._size = max(self._size, self._position)
+        self.full = len(self._pages) > MOST_PAGES
+        return len(view)
+
+    def _write_ahead(self, view: memoryview, start: int) -> bool:
+        """Write to the disk what nothing refers to before the next commit; whether it was that, and could be written.
+
+        A failure is told by the commit, which tries again.
+        """
+        if len(view) < PAGE or not 0 < self._first_new * PAGE <= start:
+            return False
+        try:
+            write_at(self._handle, view, start)
+        except OSError:
+            return False
+        numbers = range(start // PAGE, -(-(start + len(view)) // PAGE))
+        self._ahead.update(numbers)
+        if not self._pages.keys().isdisjoint(numbers):
+            self._keep(view, start)
+        return True
+
+    def _keep(self, view: memoryview, start: int) -> None:
+        """Write to the pages in memory."""
         for number, begin, end in _parts(start, start + len(view)):
             offset = number * PAGE + begin - start
             part = view[offset : offset + end - begin]
@@ -134,10 +165,6 @@ class JournaledFile:
             if number not in self._pages:
                 self._pages[number] = bytearray(self._page(number))
             self._pages[number][begin:end] = part
-        self._position = start + len(view)
-        self._size = max(self._size, self._position)
-        self.full = len(self._pages) > MOST_PAGES
-        return len(view)
 
     def truncate(self, size: int) -> int:
         """As of a file, but in memory only."""
@@ -152,18 +179,28 @@ class JournaledFile:
     def _page(self, number: int) -> bytes | bytearray:
         if number in self._pages:
             return self._pages[number]
-        return os.pread(self._handle, max(min(PAGE, self._end - number * PAGE), 0), number * PAGE).ljust(PAGE, b"\0")
+        known = PAGE if number in self._ahead else max(min(PAGE, self._end - number * PAGE), 0)
+        return os.pread(self._handle, known, number * PAGE).ljust(PAGE, b"\0")
 
-    def _new_pages(self, first: int) -> Iterator[memoryview]:
-        """What lies from a page on, to the end of the file; what nobody wrote is written too, so that no room lacks."""
+    @property
+    def _first_new(self) -> int:
+        """The first page that is not part of what is committed."""
+        return -(-self._end // PAGE)
+
+    def _new_parts(self, first: int) -> Iterator[tuple[int, memoryview]]:
+        """What is to be written from a page on, by where it begins: pages in memory, and those that nobody wrote, so
+        that no room lacks.
+        """
         for number in range(first, -(-self._size // PAGE)):
-            yield memoryview(self._pages.get(number, EMPTY))[: self._size - number * PAGE]
+            if number in self._pages or number not in self._ahead:
+                page = memoryview(self._pages.get(number, EMPTY))
+                yield number * PAGE, page[: self._size - number * PAGE]
 
-    def _write_journal(self, numbers: list[int], new: bytes, new_start: int) -> None:
+    def _write_journal(self, numbers: list[int]) -> None:
         start = -(-max(self._size, self._end) // PAGE) * PAGE
         body = b"".join([*map(NUMBER.pack, numbers), *(self._pages[number] for number in numbers)])
-        fields = (MAGIC, new_start, start, len(numbers), self._size)
-        crc = _checksum(fields, new, body)
+        fields = (MAGIC, self._size, start, len(numbers), self._size)
+        crc = _checksum(fields, b"", body)
         write_at(self._handle, body + TRAILER.pack(*fields, crc), start)
 
     def _sync(self) -> None:

@@ -43,8 +43,7 @@ class ResumedWriter(RunWriter):
         rows = run.operations.rows
         failed = rows > 0 and int(run.operations["op_id"][rows - 1]) == NONE
         rows -= failed
-        self._operations.cut(rows)
-        self._cut_marks()
+        self.waiting.cut(rows)
         for name, end in stream_ends(run, rows).items():
             if len(self.streams[name]) > end:
                 self.streams[name].cut(end)

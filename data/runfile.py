@@ -4,7 +4,7 @@ import errno
 import json
 import os
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import astuple
 from pathlib import Path
@@ -20,9 +20,10 @@ from hil.data.groups import utc_now, write_array, write_block, write_start, writ
 from hil.data.journal import JournaledFile
 from hil.data.log_columns import LogColumns
 from hil.data.merging import merge_tail
-from hil.data.schema import FORMAT, NONE, OPERATION_CHUNK, READINGS, SHAPES, Start
+from hil.data.schema import FORMAT, NONE, READINGS, SHAPES, Start
 from hil.data.status import being_written, remove_status, write_status
 from hil.data.tail import Tail, tail_path
+from hil.data.waiting import FEW, MOST, UNANSWERED, Waiting, pack_row
 from hil.protocols.errors import InputError, TesterError
 from hil.protocols.messages import (
     Operation,
@@ -30,7 +31,6 @@ from hil.protocols.messages import (
     Readings,
     Receipt,
     Region,
-    Status,
 )
 
 FLUSH_NS = 1_000_000_000
@@ -41,9 +41,6 @@ COMPLETED = "completed"
 
 CHECKPOINT_S = 60.0
 """Time between two checkpoints (s): what a resumed run does again at most."""
-
-UNANSWERED = Receipt(NONE, NONE, Status.UNKNOWN, 0)
-"""Stands for the answer to an operation that has none."""
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 """What every HDF5 file begins with."""
@@ -65,7 +62,9 @@ class RunWriter:
         """What the file beside the run file says of the run while it is going on; the caller adds to it."""
         self.digest: bool = json.loads(file["start/log"].asstr()[()]) == "digest"
         """Whether only a CRC-32 of each product is kept."""
-        self._flushed_ns = time_ns()
+        self.flushed_ns = time_ns()
+        self.due_ns = self.flushed_ns + FLUSH_NS
+        """When the last flush was and the next is due (UTC); before the last one, a clock was set back."""
         self._checkpoint_at = monotonic() + CHECKPOINT_S
         self.outlives: bool = "start/outlives" in file and json.loads(file["start/outlives"].asstr()[()])
         """Whether the tester outlives the process, so that every answer must: it is written to the tail at once."""
@@ -75,8 +74,8 @@ class RunWriter:
         self._columns = LogColumns(file, self._tail)
         self.streams = self._columns.streams
         """The columns of STREAMS, to append payload to."""
-        self._operations, self._marks = self._columns.tables["operations"], self._columns.tables["marks"]
-        self._cut_marks()
+        self.waiting = Waiting(self._columns, self.digest)
+        """Operations on their way into the file; whoever adds to its entries calls `take_up` when they are many."""
         self.flush()
         self._shapes = {PulseShape(*row): number for number, row in enumerate(_rows(file["shapes"], SHAPES))}
         self._readings = {(k, g, unit.decode(), *rest) for k, g, unit, *rest in _rows(file["readings"], READINGS)}
@@ -153,55 +152,50 @@ class RunWriter:
     def intend(self, kind: Operation, count: int) -> None:
         """Announce an operation of so many cells or slots before it is sent, where there is a tail to say it in."""
         if self._tail is not None:
-            self._tail.announce(len(self._operations), kind, count)
+            self._tail.announce(self.waiting.operations, kind, count)
             self._tail.write()
 
     def operation(
         self,
         kind: Operation,
-        count: int,
-        offset: int,
+        payload: Sequence[Values],
         answer: Readings | Receipt | None,
-        done: int = 0,
+        count: int,
+        done: int,
         *,
         region: int = NONE,
         gain: int = NONE,
         shape: int = NONE,
         polarity: int = 0,
-        output_offset: int = 0,
-        scale_offset: int = 0,
     ) -> None:
-        """Log an operation whose payload is in the streams; see OPERATIONS. No answer: the tester failed."""
-        now = time_ns()
+        """Log an operation with its payload, one array for each of its streams; see OPERATIONS. Without an answer the
+        tester failed, and what would come with it is left out of the payload.
+        """
         if answer is None:
             answer = UNANSWERED
-        self._operations.append(
+        now = time_ns()
+        row = pack_row(
             answer.op_id, kind, answer.status, answer.time_ns, now, region, gain, shape, polarity,
-            count, done, answer.saturated, offset, output_offset, scale_offset,
+            count, done, answer.saturated,
         )  # fmt: skip
-        self._until_mark -= 1
-        if not self._until_mark:
-            self._mark()
+        waiting = self.waiting
+        waiting.entries.append((row, kind, waiting.packed(kind, payload)))
         if self._tail is not None:
+            waiting.take_up()
             self._tail.write()
-        if not 0 <= now - self._flushed_ns < FLUSH_NS or self._journal.full:  # clocks may be set back
+        if count > FEW or len(waiting.entries) >= MOST or not self.flushed_ns <= now < self.due_ns:
+            self.take_up()
+
+    def take_up(self) -> None:
+        """Put the operations that wait into the columns, and flush those when it is time."""
+        self.waiting.take_up()
+        if not self.flushed_ns <= time_ns() < self.due_ns or self._journal.full:
             self.flush()
-
-    def _mark(self) -> None:
-        self._marks.append(len(self.streams["read/row"]), len(self.streams["program/row"]))
-        self._until_mark = OPERATION_CHUNK
-
-    def _cut_marks(self) -> None:
-        """Forget marks beyond the last operation, and see when the next is due."""
-        if len(self._marks) > (whole := len(self._operations) // OPERATION_CHUNK):
-            self._marks.cut(whole)
-        # Never 0 where an older program went on without marks: a row that is missing cannot be made up for.
-        self._until_mark = (len(self._marks) + 1) * OPERATION_CHUNK - len(self._operations)
 
     @property
     def operations(self) -> int:
         """Operations logged so far."""
-        return len(self._operations)
+        return self.waiting.operations
 
     def rows(self, table: str) -> int:
         """Rows of `metrics` or `messages` so far."""
@@ -299,13 +293,15 @@ class RunWriter:
     def flush(self) -> None:
         """Bring everything logged so far into the file at once, where a killed process leaves it."""
         with writing(str(self.path)):
+            self.waiting.take_up()
             self._columns.flush()
             self._file.flush()
             self._journal.commit()
             if self._tail is not None:
                 self._tail.empty()
-            self._flushed_ns = time_ns()
-            write_status(self.path, self.status | {"operations": len(self._operations), "bytes": self._journal.size})
+            self.flushed_ns = time_ns()
+            self.due_ns = self.flushed_ns + FLUSH_NS
+            write_status(self.path, self.status | {"operations": self.waiting.operations, "bytes": self._journal.size})
 
     def close(self, exit_status: str, counts: Mapping[str, int]) -> None:
         """Write the stop, with what the run counted, and close the file. Idempotent."""
@@ -314,6 +310,7 @@ class RunWriter:
         self._closed = True
         try:
             with writing(str(self.path)):
+                self.waiting.take_up()
                 self._columns.sort()
                 if exit_status == COMPLETED:
                     self._file["checkpoints"].clear()  # nobody goes on from here; columns take the room
@@ -334,7 +331,7 @@ class RunWriter:
 
     def _begin_session(self, session: Mapping[str, Any]) -> None:
         stop = self._file.get("stop", {})
-        record = {"utc": utc_now(), **session, "operations": len(self._operations)}
+        record = {"utc": utc_now(), **session, "operations": self.waiting.operations}
         record["stop"] = {name: dataset.asstr()[()] for name, dataset in stop.items()}
         number = len(self._file["sessions"]) + 1
         write_text(self._file["sessions"], str(number), json.dumps(record), "a resumption of the run (JSON)")

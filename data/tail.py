@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from hil.data.columns import Column, Field, Table, Values, reason
+from hil.data.columns import Column, Field, Table, reason
 from hil.data.journal import write_at
 from hil.protocols.checksum import crc32
 from hil.protocols.errors import StorageError
@@ -102,9 +102,9 @@ class TailedColumn(Column):
         self._name, self._run_tail = name, tail
         super().__init__(parent, field, chunk_bytes)
 
-    def append(self, values: Values) -> int:
-        position = super().append(values)
-        self._run_tail.add(self._name, position, self._type, values.tobytes())
+    def add(self, data: bytes) -> int:
+        position = super().add(data)
+        self._run_tail.add(self._name, position, self._type, data)
         return position
 
     def _attach(self, group: Any) -> None:
@@ -119,10 +119,10 @@ class TailedTable(Table):
         super().__init__(group, fields, rows)
         self._name, self._run_tail = name, tail
 
-    def add(self, row: bytes) -> None:
+    def add(self, rows: bytes) -> None:
         position = len(self)
-        super().add(row)
-        self._run_tail.add(self._name, position, self.layout, row)
+        super().add(rows)
+        self._run_tail.add(self._name, position, self.layout, rows)
 
 
 @cache

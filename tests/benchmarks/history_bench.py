@@ -55,12 +55,13 @@ class BulkWriter(RunWriter):
     def log(self, columns: dict[str, Any]) -> None:
         """Operations that lie one after the other in their streams, which end with them; other columns are 0."""
         kind, offset = columns["kind"], columns["offset"]
-        here = OPERATION_CHUNK - len(self._operations.columns[0]) % OPERATION_CHUNK
+        tables = self._columns.tables
+        here = OPERATION_CHUNK - len(tables["operations"].columns[0]) % OPERATION_CHUNK
         if len(kind) >= here:
             later = [offset[here:][np.isin(kind[here:], kinds)] for kinds in ((READ,), (SET, RESET))]
             ends = (len(self.streams["read/row"]), len(self.streams["program/row"]))
-            self._marks.append(*(int(part[0]) if len(part) else end for part, end in zip(later, ends, strict=True)))
-        for field, column in zip(OPERATIONS, self._operations.columns, strict=True):
+            tables["marks"].append(*(int(part[0]) if len(part) else end for part, end in zip(later, ends, strict=True)))
+        for field, column in zip(OPERATIONS, tables["operations"].columns, strict=True):
             column.append(np.asarray(columns.get(field.name, np.zeros(len(kind)))).astype(field.dtype))
 
 

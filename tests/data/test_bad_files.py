@@ -19,7 +19,7 @@ import numpy.typing as npt
 import pytest
 
 from hil.bench import connect
-from hil.data import log_columns, runfile
+from hil.data import log_columns, waiting
 from hil.data.recording import RecordingTester
 from hil.data.run import Run
 from hil.data.runfile import RunWriter
@@ -89,7 +89,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(log_columns, "CHUNK_BYTES", PAGE)
         patch.setattr(log_columns, "OPERATION_CHUNK", 64)
-        patch.setattr(runfile, "OPERATION_CHUNK", 64)
+        patch.setattr(waiting, "OPERATION_CHUNK", 64)
         write_run(path)
     return path
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from hil.bench import connect
-from hil.data import history, log, log_columns, runfile
+from hil.data import history, log, log_columns, waiting
 from hil.data.recorded import Recorded
 from hil.data.recording import RecordingTester
 from hil.data.resumed import ResumedWriter
@@ -60,34 +60,26 @@ def program(
     writer: RunWriter, kind: Operation, cells: Cells, counts: Any, status: Status = Status.COMPLETE, done: int = 0
 ) -> None:
     """Log pulses; of unknown status without an answer."""
-    append = {name: column.append for name, column in writer.streams.items()}
-    offset = append["program/array"](cells.array)
-    append["program/row"](cells.row)
-    append["program/column"](cells.column)
-    append["program/counts"](np.array(counts, np.uint16))
     row = writer.operations
     receipt = None if status == Status.UNKNOWN else Receipt(row, 1000 * row, status, done)
-    writer.operation(kind, len(cells), offset, receipt, done, shape=writer.shape(SHAPE))
+    payload = cells.array, cells.row, cells.column, np.array(counts, np.uint16)
+    writer.operation(kind, payload, receipt, len(cells), done, shape=writer.shape(SHAPE))
 
 
 def read(writer: RunWriter, cells: Cells, codes: Any, failed: bool = False) -> None:
     """Log readings of as many cells as there are codes."""
-    append = {name: column.append for name, column in writer.streams.items()}
-    offset = append["read/array"](cells.array)
-    append["read/row"](cells.row)
-    append["read/column"](cells.column)
-    output = 0 if failed else append["read/codes"](np.array(codes, np.uint8))
     row = writer.operations
     status = Status.COMPLETE if len(codes) == len(cells) else Status.PARTIAL
     readings = Readings(row, 1000 * row, np.array(codes, np.uint8), "S", 0.5, 10, 0, status)
     writer.check_readings(Operation.READ, -1, readings)
-    writer.operation(Operation.READ, len(cells), offset, None if failed else readings, len(codes), output_offset=output)
+    lines = cells.array, cells.row, cells.column
+    payload, answer = (lines, None) if failed else ((*lines, readings.codes), readings)
+    writer.operation(Operation.READ, payload, answer, len(cells), len(codes))
 
 
 def wait(writer: RunWriter, time_ns: int | None) -> None:
-    offset = writer.streams["wait/seconds"].append(np.ones(1))
     receipt = None if time_ns is None else Receipt(1, time_ns, Status.COMPLETE, 1)
-    writer.operation(Operation.WAIT, 1, offset, receipt, 1)
+    writer.operation(Operation.WAIT, [np.ones(1)], receipt, 1, 1)
 
 
 def write_long(path: Path) -> Path:
@@ -115,7 +107,7 @@ def long_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def marked_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With a mark for each few operations."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runfile, "OPERATION_CHUNK", ROWS)
+        patch.setattr(waiting, "OPERATION_CHUNK", ROWS)
         patch.setattr(log_columns, "OPERATION_CHUNK", ROWS)
         return write_long(tmp_path_factory.mktemp("marked") / "run.h5")
 
@@ -225,7 +217,7 @@ def test_a_file_that_lacks_marks_has_the_same_history(
     with h5py.File(path, "r+") as file:
         edit(file)
     if goes_on:
-        monkeypatch.setattr(runfile, "OPERATION_CHUNK", ROWS)
+        monkeypatch.setattr(waiting, "OPERATION_CHUNK", ROWS)
         writer = RunWriter.reopen(path, {})
         for _ in range(3 * ROWS):
             wait(writer, 0)
@@ -238,7 +230,7 @@ def test_a_file_that_lacks_marks_has_the_same_history(
 
 @pytest.mark.usefixtures("_small_blocks")
 def test_the_elements_on_either_side_of_a_mark_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runfile, "OPERATION_CHUNK", ROWS)
+    monkeypatch.setattr(waiting, "OPERATION_CHUNK", ROWS)
     writer = RunWriter.create(tmp_path / "run.h5", start())
     for row in range(2 * ROWS + 1):
         read(writer, Cells.of(0, *([part] for part in divmod(row, SIZE))), [20])
@@ -358,6 +350,7 @@ def test_only_what_was_answered_is_a_reading(writer: RunWriter) -> None:
 def test_payload_without_an_operation_belongs_to_none(writer: RunWriter) -> None:
     cells = Cells.of(0, 0, [0, 1])
     program(writer, Operation.SET, cells, [1, 1])
+    writer.flush()
     for name in ("array", "row", "column", "counts"):
         writer.streams[f"program/{name}"].append(np.zeros(5, np.uint16))
     program(writer, Operation.SET, cells, [1, 1])
@@ -450,8 +443,8 @@ def test_a_digest_holds_no_products(tmp_path: Path) -> None:
 
 def test_pulses_by_cell_are_refused_where_parallel_updates_hide_some(writer: RunWriter) -> None:
     trains = PulseTrains(np.ones((1, 2), np.uint8), np.ones((1, 2), np.uint8), 1)
-    offset = writer.streams["update/trains"].append(trains.rows)
-    writer.operation(Operation.UPDATE, 1, offset, Receipt(1, 1, Status.COMPLETE, 1), 1, region=0, polarity=1)
+    receipt = Receipt(1, 1, Status.COMPLETE, 1)
+    writer.operation(Operation.UPDATE, [trains.rows], receipt, 1, 1, region=0, polarity=1)
     with read_back(writer) as run:
         for ask in (lambda: run.pulses(0, 0, 0), run.pulse_counts, run.conductances):
             with pytest.raises(InputError, match="holds parallel updates"):
@@ -464,7 +457,7 @@ def test_pulses_by_cell_are_refused_where_parallel_updates_hide_some(writer: Run
 def test_marks_are_right_after_a_failed_operation_was_forgotten(
     rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runfile, "OPERATION_CHUNK", ROWS)
+    monkeypatch.setattr(waiting, "OPERATION_CHUNK", ROWS)
     path = tmp_path / "run.h5"
     first = RunWriter.create(path, start())
     for row in range(rows - 1):

@@ -35,8 +35,8 @@ def fill(path: Path) -> RunWriter:
     writer = RunWriter.create(path, START)
     writer.region(REGION)
     for number in range(WAITS):
-        offset = writer.streams["wait/seconds"].append(np.array([number / 3]))
-        writer.operation(Operation.WAIT, 1, offset, Receipt(number, 10 * number, Status.COMPLETE, 1), 1)
+        receipt = Receipt(number, 10 * number, Status.COMPLETE, 1)
+        writer.operation(Operation.WAIT, [np.array([number / 3])], receipt, 1, 1)
     for epoch in range(3):
         writer.metrics({"epoch": epoch, "period": 1 / (1 + epoch)}, {"epoch": "", "period": "s"})
     writer.message("drift above 3 µS")

@@ -52,8 +52,7 @@ def writer(path: Path) -> Iterator[RunWriter]:
 
 
 def log_wait(writer: RunWriter, seconds: float = 1.0) -> None:
-    offset = writer.streams["wait/seconds"].append(np.array([seconds], np.float64))
-    writer.operation(Operation.WAIT, 1, offset, RECEIPT, 1)
+    writer.operation(Operation.WAIT, [np.array([seconds], np.float64)], RECEIPT, 1, 1)
 
 
 def killed(path: Path) -> Run:
@@ -258,12 +257,10 @@ from hil.data.schema import Start
 from hil.protocols.messages import Operation, Receipt, Status
 writer = RunWriter.create(Path(sys.argv[1]), Start({}, "", (), 1, {}, {}, None, {}, None, None))
 for number in range(100_000):
-    offset = writer.streams["wait/seconds"].append(np.array([float(number)]))
-    writer.operation(Operation.WAIT, 1, offset, Receipt(number, number, Status.COMPLETE, 1), 1)
+    writer.operation(Operation.WAIT, [np.array([float(number)])], Receipt(number, number, Status.COMPLETE, 1), 1, 1)
 writer.metrics({"loss": 0.5}, {"loss": ""})
 for number in range(50_000):  # these may be lost
-    offset = writer.streams["wait/seconds"].append(np.array([0.0]))
-    writer.operation(Operation.WAIT, 1, offset, Receipt(number, number, Status.COMPLETE, 1), 1)
+    writer.operation(Operation.WAIT, [np.array([0.0])], Receipt(number, number, Status.COMPLETE, 1), 1, 1)
 os.kill(os.getpid(), signal.SIGKILL)
 """
 

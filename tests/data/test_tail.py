@@ -36,17 +36,15 @@ def log(writer: RunWriter, number: int) -> None:
     if number % 3 == 0:
         readings = Readings(number, number, cells.astype(np.uint8), "S", 1e-7, 20, 0)
         writer.check_readings(Operation.READ, NONE, readings)
-        offset, *_ = (writer.streams[f"read/{name}"].append(cells) for name in ("array", "row", "column"))
-        output = writer.streams["read/codes"].append(readings.codes)
-        writer.operation(Operation.READ, 2, offset, readings, 2, output_offset=output)
+        writer.operation(Operation.READ, [cells, cells, cells, readings.codes], readings, 2, 2)
     elif number % 3 == 1:
         receipt = Receipt(number, number, Status.COMPLETE, 2)
-        offset, *_ = (writer.streams[f"program/{name}"].append(cells) for name in ("array", "row", "column", "counts"))
-        writer.operation(Operation.SET, 2, offset, receipt, 2, shape=writer.shape(PulseShape(number * 1e-6, 1e-9)))
+        shape = writer.shape(PulseShape(number * 1e-6, 1e-9))
+        writer.operation(Operation.SET, [cells, cells, cells, cells], receipt, 2, 2, shape=shape)
     else:
         writer.message(f"before {number}")
-        offset = writer.streams["wait/seconds"].append(np.array([float(number)]))
-        writer.operation(Operation.WAIT, 1, offset, Receipt(number, number, Status.COMPLETE, 1), 1)
+        receipt = Receipt(number, number, Status.COMPLETE, 1)
+        writer.operation(Operation.WAIT, [np.array([float(number)])], receipt, 1, 1)
 
 
 @pytest.fixture

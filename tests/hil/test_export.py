@@ -70,6 +70,7 @@ def write(path: Path, tester: ArrayTester, start: Start) -> None:
         recorder.wait(0.5)
         recorder.read(asked)
         read_in_part(recorder, tester, cells(rng, 6), done=count % 5)
+        writer.flush()
         for name in ("array", "row", "column"):  # as an interrupt between payload and row leaves them
             writer.streams[f"read/{name}"].append(np.array([9, 9], np.uint16))
     pulses = PulseBatch(cells(rng, 4), Operation.SET, np.full(4, 2, np.uint16), can.set_pulse)
@@ -239,8 +240,7 @@ def test_a_run_without_a_tester_has_empty_tables(make_job: Callable[..., Job], o
 
 def test_an_interrupted_run_without_metrics_is_exported_up_to_there(tmp_path: Path, folder: Path, start: Start) -> None:
     writer = RunWriter.create(tmp_path / "run.h5", start)
-    offset = writer.streams["wait/seconds"].append(np.array([1.0]))
-    writer.operation(Operation.WAIT, 1, offset, Receipt(1, 10, Status.COMPLETE, 1), 1)
+    writer.operation(Operation.WAIT, [np.array([1.0])], Receipt(1, 10, Status.COMPLETE, 1), 1, 1)
     writer.flush()
     path = Path(shutil.copyfile(tmp_path / "run.h5", tmp_path / "killed.h5"))
     writer.close("completed", {})

@@ -84,10 +84,8 @@ def kills(rig: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable
     folders = itertools.count()
     real = RunWriter.operation
 
-    def logged(
-        writer: RunWriter, kind: Operation, count: int, offset: int, answer: Any, *rest: Any, **names: Any
-    ) -> None:
-        real(writer, kind, count, offset, answer, *rest, **names)
+    def logged(writer: RunWriter, kind: Operation, payload: Any, answer: Any, *rest: Any, **names: Any) -> None:
+        real(writer, kind, payload, answer, *rest, **names)
         if answer is not None:
             rig.hook("logged", answer.op_id)
 

@@ -248,11 +248,9 @@ def test_operations_in_doubt_are_counted_and_the_first_fifty_listed(
 ) -> None:
     def fill(writer: RunWriter) -> None:
         for number in range(100):
-            offset = writer.streams["wait/seconds"].append(np.array([1.0]))
             status = Status.UNKNOWN if number % 2 else Status.COMPLETE
-            writer.operation(Operation.WAIT, 1, offset, Receipt(number, number, status, 0), 1)
-        offset = writer.streams["wait/seconds"].append(np.array([1.0]))
-        writer.operation(Operation.WAIT, 1, offset, Receipt(100, 100, Status.PARTIAL, 0), 1)
+            writer.operation(Operation.WAIT, [np.array([1.0])], Receipt(number, number, status, 0), 1, 1)
+        writer.operation(Operation.WAIT, [np.array([1.0])], Receipt(100, 100, Status.PARTIAL, 0), 1, 1)
 
     page = page_of(written(fill, identity=Identity("v", "m", "s", "f", "c", TesterKind.TWIN)))
     assert "51 operations were not answered in full; here are the first 50" in " ".join(page.text.split())
