@@ -170,6 +170,7 @@ class JournaledFile:
         """As of a file, but in memory only."""
         for number in [number for number in self._pages if number * PAGE >= size]:
             del self._pages[number]
+        self._ahead = {number for number in self._ahead if number * PAGE < size}
         self._size = size
         return size
 

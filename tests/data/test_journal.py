@@ -146,17 +146,91 @@ def test_nothing_is_written_before_the_commit(tmp_path: Path) -> None:
         assert list(copy) == ["later"]
 
 
-def test_it_reads_what_was_written_like_a_file(tmp_path: Path) -> None:
+def test_chunks_beyond_the_end_are_written_at_once_and_count_from_the_commit_on(tmp_path: Path) -> None:
+    path = tmp_path / "run.h5"
+    journal = JournaledFile(path, True)
+    journal.write(b"a" * 100)
+    journal.commit()
+    journal.seek(PAGE)
+    journal.write(b"b" * 3 * PAGE)
+    journal.seek(50)
+    journal.write(b"c" * 2 * PAGE)  # in part before the end: it waits
+    assert path.read_bytes() == b"a" * 100 + bytes(PAGE - 100) + b"b" * 3 * PAGE
+    journal.commit()
+    assert path.read_bytes() == b"a" * 50 + b"c" * 2 * PAGE + b"b" * (2 * PAGE - 50)
+    journal.close()
+
+
+def test_a_chunk_that_the_disk_does_not_take_is_told_by_the_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "run.h5"
+    journal = JournaledFile(path, True)
+    journal.write(b"a" * PAGE)
+    journal.commit()
+    journal.write(b"b" * PAGE)
+    with monkeypatch.context() as patch:
+        patch.setattr("hil.data.journal.os.pwrite", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+        assert journal.write(b"c" * 2 * PAGE) == 2 * PAGE
+        with pytest.raises(OSError, match="No space"):
+            journal.commit()
+    assert path.read_bytes()[:PAGE] == b"a" * PAGE
+    journal.seek(0)
+    assert journal.read() == b"a" * PAGE + b"b" * PAGE + b"c" * 2 * PAGE
+    journal.commit()  # there is room again
+    assert path.read_bytes() == b"a" * PAGE + b"b" * PAGE + b"c" * 2 * PAGE
+    journal.close()
+
+
+def test_a_new_file_stays_empty_until_it_is_committed(tmp_path: Path) -> None:
+    journal = JournaledFile(tmp_path / "run.h5", True)
+    journal.write(b"a" * 2 * PAGE)
+    assert (tmp_path / "run.h5").read_bytes() == b""
+    journal.close()
+
+
+def test_what_was_cut_off_does_not_come_back(tmp_path: Path) -> None:
+    path = tmp_path / "run.h5"
+    journal = JournaledFile(path, True)
+    journal.write(b"a" * PAGE)
+    journal.commit()
+    journal.write(b"b" * 4 * PAGE)
+    journal.truncate(2 * PAGE)
+    journal.seek(6 * PAGE)
+    journal.write(b"c")
+    journal.seek(0)
+    expected = b"a" * PAGE + b"b" * PAGE + bytes(4 * PAGE) + b"c"
+    assert journal.read() == expected
+    journal.commit()
+    journal.close()
+    assert path.read_bytes() == expected
+
+
+def test_room_that_nobody_wrote_is_taken_all_the_same(tmp_path: Path) -> None:
+    """So that no room lacks when it is written to."""
+    path = tmp_path / "run.h5"
+    journal = JournaledFile(path, True)
+    journal.write(b"a" * PAGE)
+    journal.commit()
+    journal.seek(100 * PAGE)
+    journal.write(b"b" * PAGE)
+    journal.commit()
+    journal.close()
+    assert path.stat().st_blocks * 512 >= path.stat().st_size == 101 * PAGE
+
+
+@pytest.mark.parametrize("growth", [0, 400])
+def test_it_reads_what_was_written_like_a_file(growth: int, tmp_path: Path) -> None:
     chance = np.random.default_rng(1)
     with (tmp_path / "plain").open("w+b") as plain:
         journal = JournaledFile(tmp_path / "journaled", True)
         for number in range(300):
-            offset, size = int(chance.integers(60_000)), int(chance.integers(9_000))
+            offset, size = int(chance.integers(60_000 + growth * number)), int(chance.integers(9_000))
             for file in (plain, journal):
                 file.seek(offset)
                 file.write(bytes([number % 256]) * size)
                 file.seek(offset)
-            offset = int(chance.integers(60_000))
+            offset = int(chance.integers(60_000 + growth * number))
             assert plain.seek(offset) == journal.seek(offset)
             assert plain.read(5_000) == journal.read(5_000)
             if number % 20 == 0:
