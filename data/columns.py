@@ -143,7 +143,7 @@ class Column:
         self._chunk = chunk_bytes
         self.dtype: np.dtype[Any] | None = None
         """Type of the elements, None until it is known."""
-        self.item_size = 1
+        self.item_size = np.dtype(field.dtype or "u1").itemsize
         """Bytes of an element, as soon as its type is known."""
         self._start = 0  # elements in `values`
         self.length = 0

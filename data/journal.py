@@ -15,7 +15,8 @@ Killed after, `recover` does steps 3 and 4 again. HDF5 itself never sees a write
 import fcntl
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import groupby
 from pathlib import Path
 
 from hil.protocols.checksum import crc32
@@ -79,8 +80,8 @@ class JournaledFile:
         first_new = self._first_new
         changed = sorted(number for number in self._pages if number < first_new)
         try:
-            for start, data in self._new_parts(first_new):
-                write_at(self._handle, data, start)
+            for start, data in self._runs(self._new_pages(first_new)):
+                write_at(self._handle, data[: self._size - start], start)
             if changed:
                 self._sync()
                 self._write_journal(changed)
@@ -88,8 +89,8 @@ class JournaledFile:
             os.ftruncate(self._handle, max(self._end, PAGE * (max(self._ahead, default=-1) + 1)))
             raise
         self._sync()
-        for number in changed:
-            write_at(self._handle, self._pages[number], number * PAGE)
+        for start, data in self._runs(changed):
+            write_at(self._handle, data, start)
         if changed:
             self._sync()
         os.ftruncate(self._handle, self._size)
@@ -188,14 +189,17 @@ class JournaledFile:
         """The first page that is not part of what is committed."""
         return -(-self._end // PAGE)
 
-    def _new_parts(self, first: int) -> Iterator[tuple[int, memoryview]]:
-        """What is to be written from a page on, by where it begins: pages in memory, and those that nobody wrote, so
-        that no room lacks.
-        """
+    def _new_pages(self, first: int) -> Iterator[int]:
+        """What is to be written from a page on: pages in memory, and those that nobody wrote, so that no room lacks."""
         for number in range(first, -(-self._size // PAGE)):
             if number in self._pages or number not in self._ahead:
-                page = memoryview(self._pages.get(number, EMPTY))
-                yield number * PAGE, page[: self._size - number * PAGE]
+                yield number
+
+    def _runs(self, numbers: Iterable[int]) -> Iterator[tuple[int, bytes]]:
+        """Pages that lie together, as one: where they begin, and their bytes."""
+        for _, run in groupby(enumerate(numbers), lambda page: page[1] - page[0]):
+            found = [number for _, number in run]
+            yield found[0] * PAGE, b"".join(self._pages.get(number, EMPTY) for number in found)
 
     def _write_journal(self, numbers: list[int]) -> None:
         start = -(-max(self._size, self._end) // PAGE) * PAGE

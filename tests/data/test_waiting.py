@@ -20,8 +20,8 @@ from hil.data.runfile import RunWriter
 from hil.data.schema import STREAMS, Start
 from hil.instruments.tester import ArrayTester
 from hil.mock_hw.twin import TwinTester
-from hil.protocols.errors import TesterError
-from hil.protocols.messages import Block, Cells, Direction, Operation, PulseBatch, Readings, Vectors
+from hil.protocols.errors import StorageError, TesterError
+from hil.protocols.messages import Block, Cells, Direction, Operation, PulseBatch, Readings, Receipt, Status, Vectors
 
 LINES = np.arange(8, dtype=np.uint16)
 BLOCK = Block(0, LINES, LINES[:4], LINES[4:], 0, 0)
@@ -52,14 +52,19 @@ def multiply(tester: ArrayTester, codes: Any, scale: Any = None) -> Readings:
     return tester.mvm(tester.regions()[0], Vectors(codes, scale), Direction.FORWARD, 0)
 
 
+def pulse(tester: ArrayTester, kind: Operation, rows: Any) -> None:
+    chip = tester.capabilities()
+    shape = chip.set_pulse if kind == Operation.SET else chip.reset_pulse
+    tester.program(PulseBatch(Cells.of(0, rows, 1), kind, np.ones(len(rows), np.uint16), shape))
+
+
 def operate(tester: ArrayTester, count: int) -> None:
     """Operations as a training loop does them, with batches of all sizes."""
-    rng, chip = np.random.default_rng(1), tester.capabilities()
+    rng = np.random.default_rng(1)
     for number in range(count):
         multiply(tester, rng.integers(-127, 128, (1 + number % 40, 8)))
         if number % 3 == 0:
-            cells = Cells.of(0, rng.integers(0, 8, 3), rng.integers(0, 8, 3))
-            tester.program(PulseBatch(cells, Operation.SET, np.ones(3, np.uint16), chip.set_pulse))
+            pulse(tester, Operation.SET if number % 2 else Operation.RESET, rng.integers(0, 8, 3))
         if number % 7 == 0:
             tester.read(Cells.of(0, LINES, LINES))
         tester.wait(1e-3 * number)
@@ -94,17 +99,48 @@ def test_operations_wait_only_where_the_chip_dies_with_the_process(make: Make) -
         for number in range(1, 5):
             multiply(tester, LINES)
             assert (len(writer.waiting.entries), writer.operations) == (number * waits, number)
-        tester.wait(1.0)
+        pulse(tester, Operation.SET, [1, 2])
         assert (len(writer.waiting.entries), writer.operations) == (5 * waits, 5)
+        tester.wait(1.0)
+        assert (len(writer.waiting.entries), writer.operations) == (6 * waits, 6)
         writer.close("completed", {})
 
 
-def test_a_large_product_does_not_wait(make: Make) -> None:
+def test_large_batches_do_not_wait(make: Make) -> None:
     tester, writer = make()
     for _ in range(2):
         multiply(tester, np.ones((waiting.FEW + 1, 8)))
         assert writer.waiting.entries == []
+        pulse(tester, Operation.SET, np.zeros(waiting.FEW + 1, np.uint16))
+        assert writer.waiting.entries == []
     writer.close("completed", {})
+
+
+def test_each_pulse_has_its_shape(make: Make) -> None:
+    tester, writer = make()
+    kinds = [Operation.SET, Operation.RESET, Operation.RESET, Operation.SET]
+    for kind in kinds:
+        pulse(tester, kind, [1])
+    chip = tester.capabilities()
+    writer.close("completed", {})
+    with Run.open(writer.path) as run:
+        shapes = [run.operation(row).request.shape for row in range(4)]  # type: ignore[union-attr]
+    assert shapes == [chip.set_pulse if kind == Operation.SET else chip.reset_pulse for kind in kinds]
+
+
+def test_lines_of_another_type_are_refused_whatever_the_driver_takes(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tester, writer = make()
+    monkeypatch.setattr(TwinTester, "program", lambda *_: Receipt(1, 1, Status.COMPLETE, 1))
+    one, shape = np.ones(1, np.uint16), tester.capabilities().set_pulse
+    tester.program(PulseBatch(Cells(one, one, one), Operation.SET, one, shape))
+    tester.wait(1.0)
+    with pytest.raises(StorageError, match="never changes its type"):
+        tester.program(PulseBatch(Cells(one, one.astype(np.int64), one), Operation.SET, one, shape))
+    writer.close("failed", {})
+    found = content(writer.path)
+    assert (found["kind"], found["program/row"]) == ([4, 6], [1])
 
 
 def test_what_the_caller_changes_later_is_logged_as_it_was(make: Make) -> None:
