@@ -2,8 +2,8 @@
 many at a time.
 
 A training loop leaves the processor's caches cold for what runs once per operation, so that each call of a function
-costs several times what it costs in a loop. So products and waits, which are most of what a loop does, are kept as they
-came and need no call of Python at all.
+costs several times what it costs in a loop. So what a loop does is kept as it came, with no call of a function for most
+of it.
 """
 
 import struct
@@ -21,7 +21,7 @@ MOST = 256
 no longer counts.
 """
 FEW = 16
-"""Vectors of a product that waits, at most. CHOSEN: a product of more takes so long that waiting saves nothing."""
+"""Vectors, cells or slots of an operation that waits, at most. CHOSEN: with more, waiting saves nothing."""
 
 UNANSWERED = Receipt(NONE, NONE, Status.UNKNOWN, 0)
 """Stands for the answer to an operation that has none."""
@@ -84,10 +84,12 @@ class Waiting:
         if not self.entries:
             return
         with uninterrupted():
-            while waiting := len(self.entries):
-                self._take_up(min(waiting, self._until_mark) if self._until_mark > 0 else waiting)
-            for stream in self._streams.values():
-                stream.gather()
+            try:
+                while waiting := len(self.entries):
+                    self._take_up(min(waiting, self._until_mark) if self._until_mark > 0 else waiting)
+            finally:
+                for stream in self._streams.values():
+                    stream.gather()
 
     def cut(self, rows: int) -> None:
         """Forget operations from row `rows` on, and marks beyond the last one."""

@@ -218,17 +218,22 @@ def test_codes_of_a_wider_type_are_stored_in_the_converters_type_every_time(make
     assert content(writer.path)["mvm/inputs"] == [*range(8)] * 3
 
 
+def no_reply(*_: Any) -> Readings:
+    raise TesterError("no reply")
+
+
 def test_of_an_operation_that_failed_there_is_no_output(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     tester, writer = make()
     cells = Cells.of(0, LINES, LINES)
     for _ in range(2):
         multiply(tester, LINES)
         tester.read(cells)
-    for name, ask in (("mvm", lambda: multiply(tester, LINES)), ("read", lambda: tester.read(cells))):
-        with monkeypatch.context() as patch:
-            patch.setattr(TwinTester, name, lambda *_: (_ for _ in ()).throw(TesterError("no reply")))
-            with pytest.raises(TesterError, match="no reply"):
-                ask()
+    monkeypatch.setattr(TwinTester, "mvm", no_reply)
+    monkeypatch.setattr(TwinTester, "read", no_reply)
+    with pytest.raises(TesterError, match="no reply"):
+        multiply(tester, LINES)
+    with pytest.raises(TesterError, match="no reply"):
+        tester.read(cells)
     writer.close("failed", {})
     found = content(writer.path)
     assert found["status"] == [0, 0, 0, 0, 2, 2]
@@ -251,6 +256,9 @@ def test_numbers_that_do_not_fit_are_told_and_leave_the_others(make: Make, spoil
     answers = [multiply(tester, LINES).op_id for _ in range(3)]
     spoil(saturated=-1)
     multiply(tester, LINES)
+    with pytest.raises(TesterError, match=r"numbers do not fit"):
+        writer.flush()
+    multiply(tester, LINES)
     spoil()
     answers.append(multiply(tester, LINES).op_id)
     with pytest.raises(TesterError, match=r"numbers do not fit into the log .* mend the driver"):
@@ -261,6 +269,18 @@ def test_numbers_that_do_not_fit_are_told_and_leave_the_others(make: Make, spoil
     assert found["op_id"] == answers
     assert [found["mvm/inputs"][at] for at in found["offset"]] == [0] * 5
     assert len(found["mvm/inputs"]) == 40
+
+
+def test_a_run_that_ends_with_numbers_that_do_not_fit_is_whole(make: Make, spoil: Callable[..., None]) -> None:
+    tester, writer = make()
+    multiply(tester, LINES)
+    multiply(tester, LINES)
+    spoil(saturated=2**40)
+    multiply(tester, LINES)
+    with pytest.raises(TesterError, match="numbers do not fit"):
+        writer.flush()
+    writer.close("failed", {})
+    assert content(writer.path)["mvm/inputs"] == [*range(8)] * 2
 
 
 @pytest.mark.parametrize("place", ["add", "gather", "pack"])
