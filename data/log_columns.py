@@ -81,9 +81,8 @@ class LogColumns:
 def _stream(file: Any, field: Field, tail: Tail | None) -> Column:
     parent, _, name = field.name.partition("/")
     group, short = file.require_group(parent), replace(field, name=name)
-    if tail is None:
-        return Column(group, short, CHUNK_BYTES)
-    return TailedColumn(group, short, CHUNK_BYTES, field.name, tail)
+    chunk = field.chunks * CHUNK_BYTES
+    return Column(group, short, chunk) if tail is None else TailedColumn(group, short, chunk, field.name, tail)
 
 
 def _table(file: Any, name: str, tail: Tail | None) -> Table:

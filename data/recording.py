@@ -49,6 +49,8 @@ def digest(codes: Codes, vectors: Vectors, readings: Readings | None) -> int:
 class RecordingTester(ArrayTester):
     """Wraps a tester and logs its regions and operations, and adds nothing else. The caller closes the writer.
 
+    What a training loop does is noted for the log right where it is done, in three places: see `hil.data.waiting`.
+
     An operation that was refused (`InputError`) leaves no row. One that failed or was interrupted in any other way may
     have reached the array: it leaves a row with status UNKNOWN and without answer. The error then goes on.
 

@@ -16,9 +16,9 @@ from hil.data.schema import NONE, OPERATION_CHUNK, OPERATIONS
 from hil.protocols.errors import TesterError
 from hil.protocols.messages import COMPLETE, MVM_DIRECTION, READ, RESET, SET, UPDATE, WAIT, Operation, Receipt, Status
 
-MOST = 256
-"""Operations that wait at most. CHOSEN: they take some 150 kB, and holding Ctrl-C back for each lot, which takes 8 us,
-no longer counts.
+MOST = 512
+"""Operations that wait at most. CHOSEN: they take some 300 kB, and what a lot costs no longer counts (holding Ctrl-C
+back, for one).
 """
 FEW = 16
 """Vectors, cells or slots of an operation that waits, at most. CHOSEN: with more, waiting saves nothing."""

@@ -15,7 +15,7 @@ from hil.protocols.messages import Capabilities, MvmMode, Region
 
 FULL_BYTES = 10_000
 """Bytes of products per image up to which they are kept in full by default."""
-INPUTS, OUTPUTS = 0.35, 0.8
+INPUTS, OUTPUTS = 0.6, 1.0
 """What compression leaves of DAC and ADC codes (measured on MNIST; tests/benchmarks/bench.py prints the whole)."""
 OPERATION = 12.0
 """Bytes of one row of the operations after compression (measured)."""

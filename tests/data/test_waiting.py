@@ -86,7 +86,7 @@ def test_the_log_is_the_same_whether_operations_wait_or_not(make: Make, monkeypa
         monkeypatch.setattr(runfile, "MOST", most)
         monkeypatch.setattr(waiting, "OPERATION_CHUNK", chunk)
         tester, writer = make()
-        operate(tester, 500)
+        operate(tester, 1000)
         writer.close("completed", {})
         found.append(content(writer.path))
     assert len(found[0]["op_id"]) > 4 * waiting.MOST
