@@ -238,12 +238,13 @@ class Column:
 
     def settle(self) -> None:
         """Move what is left into `values`, for good: before the file is closed."""
-        self._settle_chunks()
+        self.gather()
         if self._buffer:
             self._settle(len(self._buffer))
 
     def flush(self) -> None:
         """Write what `values` does not hold. Raises what h5py raises: many are flushed within one `writing`."""
+        self.gather()
         start, stop = self._start, self.length
         if (start, stop) == self._flushed:
             return
@@ -254,6 +255,7 @@ class Column:
 
     def cut(self, length: int) -> None:
         """Forget the elements from position `length` on."""
+        self.gather()
         if length < self._start:
             with writing(self._path):
                 self._start = length // len(self._tail) * len(self._tail)

@@ -62,6 +62,7 @@ class JournaledFile:
         self._position = 0
         self._pages: dict[int, bytearray] = {}
         self._ahead: set[int] = set()  # pages beyond the end of which the disk has something already
+        self._torn = False  # whether the file is half of a commit, whose journal lies behind it
         self.full = False
         """Whether so much waits for the next commit that it should come now."""
 
@@ -77,6 +78,7 @@ class JournaledFile:
         """
         if not os.path.samestat(os.stat(self.path), os.fstat(self._handle)):
             raise OSError("another file has taken its place")
+        self._mend()
         first_new = self._first_new
         changed = sorted(number for number in self._pages if number < first_new)
         try:
@@ -89,10 +91,12 @@ class JournaledFile:
             os.ftruncate(self._handle, max(self._end, PAGE * (max(self._ahead, default=-1) + 1)))
             raise
         self._sync()
+        self._torn = bool(changed)
         for start, data in self._runs(changed):
             write_at(self._handle, data, start)
         if changed:
             self._sync()
+        self._torn = False
         os.ftruncate(self._handle, self._size)
         self._end = self._size
         self._pages.clear()
@@ -143,7 +147,7 @@ class JournaledFile:
 
         A failure is told by the commit, which tries again.
         """
-        if len(view) < PAGE or not 0 < self._first_new * PAGE <= start:
+        if len(view) < PAGE or self._torn or not 0 < self._first_new * PAGE <= start:
             return False
         try:
             write_at(self._handle, view, start)
@@ -183,6 +187,13 @@ class JournaledFile:
             return self._pages[number]
         known = PAGE if number in self._ahead else max(min(PAGE, self._end - number * PAGE), 0)
         return os.pread(self._handle, known, number * PAGE).ljust(PAGE, b"\0")
+
+    def _mend(self) -> None:
+        """Finish a commit that failed after its journal was whole, before that is written over. Raises OSError."""
+        if self._torn:
+            _apply(self._handle)
+            self._end = os.fstat(self._handle).st_size
+            self._torn = False
 
     @property
     def _first_new(self) -> int:

@@ -187,10 +187,15 @@ class RunWriter:
             self.take_up()
 
     def take_up(self) -> None:
-        """Put the operations that wait into the columns, and flush those when it is time."""
+        """Put the operations that wait into the columns, and flush those when it is time. Raises TesterError for an
+        answer that could not be put; its operation has a row of unknown status.
+        """
         self.waiting.take_up()
         if not self.flushed_ns <= time_ns() < self.due_ns or self._journal.full:
             self.flush()
+        fault, self.waiting.fault = self.waiting.fault, None
+        if fault is not None:
+            raise fault
 
     @property
     def operations(self) -> int:

@@ -48,6 +48,7 @@ class Waiting:
         """`digest`: whether only a CRC-32 of each product is kept."""
         self._table, self._marks = columns.tables["operations"], columns.tables["marks"]
         self._streams = columns.streams
+        self._say = columns.message
         names = PAYLOAD | dict.fromkeys(MVM_DIRECTION, ("mvm/digest",) if digest else PRODUCTS)
         self._takers = {kind: [self._streams[name] for name in streams] for kind, streams in names.items()}
         self.entries: list[tuple[Any, ...]] = []
@@ -59,6 +60,8 @@ class Waiting:
                 inputs, scales, outputs                 bytes
             op_id, time_ns, host time, done, seconds    a wait that is complete; the last is bytes
         """
+        self.fault: TesterError | None = None
+        """What was wrong with an answer that has become a row of unknown status; whoever tells it sets it back."""
         self.cut(len(self._table))
 
     @property
@@ -105,18 +108,13 @@ class Waiting:
         rows: list[bytes] = []
         try:
             self._put(self.entries[:number], rows)
-        except struct.error as error:
-            row = self.entries.pop(len(rows))  # it would be in the way of all others
-            raise TesterError(
-                f"the tester's numbers do not fit into the log ({error}: {row[:9]}): mend the driver"
-            ) from error
         finally:
-            self._table.add(b"".join(rows))
             del self.entries[: len(rows)]
             self._until_mark -= len(rows)
+            self._table.add(b"".join(rows))
         if not self._until_mark:
-            self._marks.append(len(self._streams["read/row"]), len(self._streams["program/row"]))
             self._until_mark = OPERATION_CHUNK
+            self._marks.append(len(self._streams["read/row"]), len(self._streams["program/row"]))
 
     def _put(self, entries: Sequence[tuple[Any, ...]], rows: list[bytes]) -> None:
         """Append the payload of entries to the streams, and to `rows` what becomes of each in the table."""
@@ -126,7 +124,14 @@ class Waiting:
             if len(entry) == PRODUCT:
                 op_id, kind, status, time_ns, now, region, gain, count, saturated, asked, scale, answered = entry
                 i, s, o = inputs.length, scales.length, outputs.length
-                add(pack(op_id, kind, status, time_ns, now, region, gain, NONE, 0, count, count, saturated, i, o, s))
+                try:
+                    row = pack(
+                        op_id, kind, status, time_ns, now, region, gain, NONE, 0, count, count, saturated, i, o, s
+                    )
+                except struct.error as error:
+                    add(self._unknown(error, kind, now, region, gain, count, (asked, scale)))
+                    continue
+                add(row)
                 inputs.parts.append(asked)
                 scales.parts.append(scale)
                 outputs.parts.append(answered)
@@ -135,16 +140,34 @@ class Waiting:
                 outputs.length = o + len(answered) // outputs.item_size
             elif len(entry) == PAUSE:
                 op_id, time_ns, now, done, seconds = entry
-                add(pack(op_id, WAIT, COMPLETE, time_ns, now, NONE, NONE, NONE, 0, 1, done, 0, waits.length, 0, 0))
+                try:
+                    row = pack(op_id, WAIT, COMPLETE, time_ns, now, NONE, NONE, NONE, 0, 1, done, 0, waits.length, 0, 0)
+                except struct.error as error:
+                    add(self._unknown(error, WAIT, now, NONE, NONE, 1, (seconds,)))
+                    continue
+                add(row)
                 waits.parts.append(seconds)
                 waits.length += 1
             else:
                 row, kind, payload = entry
                 add(row + pack_places(*self._places(kind, payload)))
 
+    def _unknown(
+        self, error: struct.error, kind: Operation, now: int, region: int, gain: int, count: int, asked: Sequence[bytes]
+    ) -> bytes:
+        """The row of an operation whose answer has numbers that no column takes: nobody knows what it did."""
+        text = f"{kind.name}: the tester's answer has numbers that do not fit into the log ({error}): mend the driver"
+        self.fault = TesterError(text)
+        self._say(text)
+        answer = UNANSWERED
+        row = pack_row(
+            answer.op_id, kind, answer.status, answer.time_ns, now, region, gain, NONE, 0, count, 0, answer.saturated
+        )
+        return row + pack_places(*self._places(kind, asked))
+
     def _places(self, kind: Operation, payload: Sequence[bytes]) -> tuple[int, int, int]:
         """Append payload to its streams; returns where that of request, answer and scales begins there, or 0."""
         at = [stream.add(data) for stream, data in zip(self._takers[kind], payload, strict=False)]
         full = len(at) == len(self._takers[kind])
-        output = at[-1] if full and kind in (READ, *MVM_DIRECTION) else 0
+        output = at[-1] if full and at[1:] and kind in (READ, *MVM_DIRECTION) else 0  # a digest has one stream
         return at[0], output, at[1] if len(at) > 1 and kind in MVM_DIRECTION else 0

@@ -1,5 +1,6 @@
 """A commit takes effect all at once, wherever its process is killed or the power fails."""
 
+import itertools
 import os
 import shutil
 import subprocess
@@ -159,6 +160,39 @@ def test_chunks_beyond_the_end_are_written_at_once_and_count_from_the_commit_on(
     journal.commit()
     assert path.read_bytes() == b"a" * 50 + b"c" * 2 * PAGE + b"b" * (2 * PAGE - 50)
     journal.close()
+
+
+def test_a_commit_that_failed_amid_its_pages_can_be_finished_until_the_next_one_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "run.h5"
+    journal = JournaledFile(path, True)
+    journal.write(b"a" * 8 * PAGE)
+    journal.commit()
+    for page in (1, 3, 5):  # none beside another
+        journal.seek(page * PAGE)
+        journal.write(b"b" * PAGE)
+    real, writes = os.pwrite, itertools.count()
+
+    def fails_once(handle: int, data: bytes, offset: int) -> int:
+        if next(writes) == 2:  # after the journal and the first page
+            raise OSError(5, "Input/output error")
+        return real(handle, data, offset)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("hil.data.journal.os.pwrite", fails_once)
+        with pytest.raises(OSError, match="Input/output"):
+            journal.commit()
+    journal.seek(8 * PAGE)
+    journal.write(b"c" * 4 * PAGE)  # would lie where the journal does
+    copy = tmp_path / "copy.h5"
+    shutil.copyfile(path, copy)
+    assert recover(copy)
+    second = b"".join((b"b" if page in (1, 3, 5) else b"a") * PAGE for page in range(8))
+    assert copy.read_bytes() == second
+    journal.commit()
+    journal.close()
+    assert path.read_bytes() == second + b"c" * 4 * PAGE
 
 
 def test_a_chunk_that_the_disk_does_not_take_is_told_by_the_commit(

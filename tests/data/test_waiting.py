@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from hil.bench import connect
-from hil.data import recording, runfile, waiting
+from hil.data import columns, recording, runfile, waiting
 from hil.data.columns import Column
 from hil.data.recording import RecordingTester
 from hil.data.run import Run
@@ -73,10 +73,10 @@ def operate(tester: ArrayTester, count: int) -> None:
 def content(path: Path) -> dict[str, list[Any]]:
     """Everything about the operations but the host's time."""
     with Run.open(path) as run:
-        columns = {name: column[:].tolist() for name, column in run.operations.items() if name != HOST_TIME}
+        table = {name: column[:].tolist() for name, column in run.operations.items() if name != HOST_TIME}
         assert (np.diff(run.operations[HOST_TIME][:]) >= 0).all()
     with h5py.File(path) as file:
-        return columns | {name: file[f"{name}/values"][:].tolist() for name in STREAMS if name in file}
+        return table | {name: file[f"{name}/values"][:].tolist() for name in STREAMS if name in file}
 
 
 def test_the_log_is_the_same_whether_operations_wait_or_not(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,8 +218,11 @@ def test_codes_of_a_wider_type_are_stored_in_the_converters_type_every_time(make
     assert content(writer.path)["mvm/inputs"] == [*range(8)] * 3
 
 
-def no_reply(*_: Any) -> Readings:
-    raise TesterError("no reply")
+def failing(error: Exception) -> Callable[..., Any]:
+    def fail(*_: Any) -> None:
+        raise error
+
+    return fail
 
 
 def test_of_an_operation_that_failed_there_is_no_output(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,8 +231,8 @@ def test_of_an_operation_that_failed_there_is_no_output(make: Make, monkeypatch:
     for _ in range(2):
         multiply(tester, LINES)
         tester.read(cells)
-    monkeypatch.setattr(TwinTester, "mvm", no_reply)
-    monkeypatch.setattr(TwinTester, "read", no_reply)
+    monkeypatch.setattr(TwinTester, "mvm", failing(TesterError("no reply")))
+    monkeypatch.setattr(TwinTester, "read", failing(TesterError("no reply")))
     with pytest.raises(TesterError, match="no reply"):
         multiply(tester, LINES)
     with pytest.raises(TesterError, match="no reply"):
@@ -251,36 +254,63 @@ def test_a_unit_that_changes_is_told_at_once(make: Make, spoil: Callable[..., No
     assert content(writer.path)["status"] == [0, 0, 0, 2]
 
 
-def test_numbers_that_do_not_fit_are_told_and_leave_the_others(make: Make, spoil: Callable[..., None]) -> None:
+@pytest.mark.parametrize("told", [True, False])
+def test_an_answer_whose_numbers_do_not_fit_is_of_unknown_status(
+    told: bool, make: Make, spoil: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     tester, writer = make()
     answers = [multiply(tester, LINES).op_id for _ in range(3)]
     spoil(saturated=-1)
     multiply(tester, LINES)
-    with pytest.raises(TesterError, match=r"numbers do not fit"):
-        writer.flush()
-    multiply(tester, LINES)
     spoil()
+    with monkeypatch.context() as patch:
+        patch.setattr(TwinTester, "wait", lambda *_: Receipt(5, 5, Status.COMPLETE, 2**32))
+        tester.wait(7.0)
     answers.append(multiply(tester, LINES).op_id)
-    with pytest.raises(TesterError, match=r"numbers do not fit into the log .* mend the driver"):
-        writer.flush()
+    if told:
+        with pytest.raises(TesterError, match=r"WAIT: .* numbers that do not fit into the log .*: mend the driver"):
+            writer.take_up()
+        writer.take_up()  # once
     answers.append(multiply(tester, LINES).op_id)
     writer.close("failed", {})
     found = content(writer.path)
-    assert found["op_id"] == answers
-    assert [found["mvm/inputs"][at] for at in found["offset"]] == [0] * 5
-    assert len(found["mvm/inputs"]) == 40
+    assert found["op_id"] == [*answers[:3], -1, -1, *answers[3:]]
+    assert found["status"] == [0, 0, 0, 2, 2, 0, 0]
+    assert (found["mvm/inputs"], found["wait/seconds"]) == ([*range(8)] * 6, [7.0])
+    assert found["output_offset"] == [0, 4, 8, 0, 0, 12, 16]
+    with Run.open(writer.path) as run:
+        assert [text.partition(":")[0] for _, text in run.messages] == ["MVM_FORWARD", "WAIT"]
+        assert run.state == "failed"
 
 
-def test_a_run_that_ends_with_numbers_that_do_not_fit_is_whole(make: Make, spoil: Callable[..., None]) -> None:
+def test_a_digest_has_no_outputs(make: Make) -> None:
+    tester, writer = make(log="digest")
+    for _ in range(3):
+        multiply(tester, LINES)
+    writer.close("completed", {})
+    found = content(writer.path)
+    assert (found["offset"], found["output_offset"], found["scale_offset"]) == ([0, 1, 2], [0] * 3, [0] * 3)
+
+
+@pytest.mark.parametrize("place", ["gather", "sort"])
+def test_a_failure_of_the_file_loses_none_and_doubles_none(
+    place: str, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tester, writer = make()
-    multiply(tester, LINES)
-    multiply(tester, LINES)
-    spoil(saturated=2**40)
-    multiply(tester, LINES)
-    with pytest.raises(TesterError, match="numbers do not fit"):
-        writer.flush()
+    operate(tester, 15)
+    before = writer.operations
+    with monkeypatch.context() as patch:
+        patch.setattr(columns, "ROW_BUFFER", 1)
+        owner = Column if place == "gather" else columns.Table
+        patch.setattr(owner, place, failing(StorageError("full")))
+        with pytest.raises(StorageError, match="full"):
+            writer.take_up()
+    assert writer.operations == before
     writer.close("failed", {})
-    assert content(writer.path)["mvm/inputs"] == [*range(8)] * 2
+    whole, other = make()
+    operate(whole, 15)
+    other.close("completed", {})
+    assert content(writer.path) == content(other.path)
 
 
 @pytest.mark.parametrize("place", ["add", "gather", "pack"])
