@@ -190,6 +190,17 @@ def test_a_commit_that_failed_amid_its_pages_can_be_finished_until_the_next_one_
     assert recover(copy)
     second = b"".join((b"b" if page in (1, 3, 5) else b"a") * PAGE for page in range(8))
     assert copy.read_bytes() == second
+
+    def full(handle: int, data: bytes, offset: int) -> int:
+        if bytes(data[:1]) == b"c":
+            raise OSError(28, "No space left on device")
+        return real(handle, data, offset)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("hil.data.journal.os.pwrite", full)
+        with pytest.raises(OSError, match="No space"):
+            journal.commit()
+    assert path.read_bytes() == second  # the failed commit was finished first
     journal.commit()
     journal.close()
     assert path.read_bytes() == second + b"c" * 4 * PAGE
