@@ -193,9 +193,7 @@ class RunWriter:
         self.waiting.take_up()
         if not self.flushed_ns <= time_ns() < self.due_ns or self._journal.full:
             self.flush()
-        fault, self.waiting.fault = self.waiting.fault, None
-        if fault is not None:
-            raise fault
+        self.waiting.tell()
 
     @property
     def operations(self) -> int:

@@ -60,8 +60,7 @@ class Waiting:
                 inputs, scales, outputs                 bytes
             op_id, time_ns, host time, done, seconds    a wait that is complete; the last is bytes
         """
-        self.fault: TesterError | None = None
-        """What was wrong with an answer that has become a row of unknown status; whoever tells it sets it back."""
+        self._fault: TesterError | None = None  # the last answer that became a row of unknown status
         self.cut(len(self._table))
 
     @property
@@ -93,6 +92,12 @@ class Waiting:
             finally:
                 for stream in self._streams.values():
                     stream.gather()
+
+    def tell(self) -> None:
+        """Raise TesterError, once, where an answer could not be put and has become a row of unknown status."""
+        fault, self._fault = self._fault, None
+        if fault is not None:
+            raise fault
 
     def cut(self, rows: int) -> None:
         """Forget operations from row `rows` on, and marks beyond the last one."""
@@ -157,7 +162,7 @@ class Waiting:
     ) -> bytes:
         """The row of an operation whose answer has numbers that no column takes: nobody knows what it did."""
         text = f"{kind.name}: the tester's answer has numbers that do not fit into the log ({error}): mend the driver"
-        self.fault = TesterError(text)
+        self._fault = TesterError(text)
         self._say(text)
         answer = UNANSWERED
         row = pack_row(
