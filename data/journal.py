@@ -135,28 +135,34 @@ class JournaledFile:
         """As of a file."""
         view = memoryview(data).cast("B")
         start = self._position
-        if not self._write_ahead(view, start):
+        stop = start + len(view)
+        # Whole pages only: what shares a page with other writes stays in memory until the page is complete.
+        begin, end = max(-(-start // PAGE), self._first_new) * PAGE, stop // PAGE * PAGE
+        if begin < end and self._write_ahead(view[begin - start : end - start], begin):
+            self._keep(view[: begin - start], start)
+            self._keep(view[end - start :], end)
+        else:
             self._keep(view, start)
-        self._position = start + len(view)
-        self._size = max(self._size, self._position)
+        self._position = stop
+        self._size = max(self._size, stop)
         self.full = len(self._pages) > MOST_PAGES
         return len(view)
 
     def _write_ahead(self, view: memoryview, start: int) -> bool:
-        """Write to the disk what nothing refers to before the next commit; whether it was that, and could be written.
+        """Write to the disk pages that nothing refers to before the next commit; whether that was done.
 
         A failure is told by the commit, which tries again.
         """
-        if len(view) < PAGE or self._torn or not 0 < self._first_new * PAGE <= start:
+        if self._torn or not self._end:
             return False
         try:
             write_at(self._handle, view, start)
         except OSError:
             return False
-        numbers = range(start // PAGE, -(-(start + len(view)) // PAGE))
+        numbers = range(start // PAGE, (start + len(view)) // PAGE)
         self._ahead.update(numbers)
-        if not self._pages.keys().isdisjoint(numbers):
-            self._keep(view, start)
+        for number in self._pages.keys() & numbers:
+            del self._pages[number]
         return True
 
     def _keep(self, view: memoryview, start: int) -> None:
