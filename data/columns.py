@@ -151,7 +151,8 @@ class Column:
         self._start = 0  # elements in `values`
         self.length = 0
         """Elements of the column: for those who append to `parts` themselves, without a call for each part."""
-        self._buffer = bytearray()  # elements after them, less than a chunk; several times as fast as a numpy buffer
+        self._buffer = bytearray()  # room for a chunk, which holds elements after them
+        self._held = 0  # bytes of them
         self.parts: list[bytes] = []
         """What was appended since the last `gather`."""
         self._flushed = (0, 0)
@@ -178,6 +179,7 @@ class Column:
         self.dtype = np.dtype(self._values.dtype.str)  # numpy's own object, which is compared quickest
         self.item_size = self.dtype.itemsize
         self._chunk = len(self._tail) * self.item_size
+        self._buffer = bytearray(self._chunk)
 
     def _continue(self, group: Any) -> None:
         """Take up a column where it ends: less than a chunk goes back into the buffer."""
@@ -190,7 +192,7 @@ class Column:
             self._start = len(self._values) // length * length
             rest = self._values[self._start :] if stop == len(self._values) else self._tail[: stop - first]
             self._values.resize((self._start,))
-        self._buffer += rest.tobytes()
+        self._hold(rest.tobytes())
         self.length = stop
 
     def __len__(self) -> int:
@@ -222,13 +224,25 @@ class Column:
 
     def gather(self) -> None:
         """Take up what was added, and write the chunks that are full."""
-        if self.parts:
-            if self.dtype is None:
-                self.create(self._field.dtype)
-            self._buffer += b"".join(self.parts)
-            self.parts.clear()
-            if len(self._buffer) >= self._chunk:
-                self._settle_chunks()
+        if not self.parts:
+            return
+        if self.dtype is None:
+            self.create(self._field.dtype)
+        rest = memoryview(b"".join(self.parts))
+        try:
+            while rest:
+                if self._held == self._chunk:
+                    self._settle()
+                room = self._chunk - self._held
+                self._hold(rest[:room])
+                rest = rest[room:]
+        finally:
+            self.parts[:] = [bytes(rest)] if rest else []
+
+    def _hold(self, data: bytes | memoryview) -> None:
+        """Put in the buffer what it has room for."""
+        self._buffer[self._held : self._held + len(data)] = data
+        self._held += len(data)
 
     def _check_dtype(self, dtype: np.dtype[Any]) -> None:
         if self.dtype is None:
@@ -239,8 +253,8 @@ class Column:
     def settle(self) -> None:
         """Move what is left into `values`, for good: before the file is closed."""
         self.gather()
-        if self._buffer:
-            self._settle(len(self._buffer))
+        if self._held:
+            self._settle()
 
     def flush(self) -> None:
         """Write what `values` does not hold. Raises what h5py raises: many are flushed within one `writing`."""
@@ -249,7 +263,7 @@ class Column:
         if (start, stop) == self._flushed:
             return
         first = self._flushed[1] - start if self._flushed[0] == start else 0
-        write_part(self._tail, first, np.frombuffer(self._buffer[first * self.item_size :], self.dtype))
+        write_part(self._tail, first, self._elements()[first:])
         write_part(self._range, 0, np.array([start, stop]))
         self._flushed = (start, stop)
 
@@ -259,24 +273,27 @@ class Column:
         if length < self._start:
             with writing(self._path):
                 self._start = length // len(self._tail) * len(self._tail)
-                self._buffer = bytearray(self._values[self._start : length].tobytes())
+                self._held = 0
+                self._hold(self._values[self._start : length].tobytes())
                 self._values.resize((self._start,))
         else:
-            del self._buffer[(length - self._start) * self.item_size :]
+            self._held = (length - self._start) * self.item_size
         self.length = length
         self._flushed = (-1, -1)
 
-    def _settle_chunks(self) -> None:
-        while len(self._buffer) >= self._chunk:
-            self._settle(self._chunk)
-
-    def _settle(self, size: int) -> None:
-        stop = self._start + size // self.item_size
+    def _settle(self) -> None:
+        """Move the buffer into `values`."""
+        elements = self._elements()
+        stop = self._start + len(elements)
         with writing(self._path):
             self._values.id.set_extent((stop,))
-            write_part(self._values, self._start, np.frombuffer(self._buffer[:size], self.dtype))
+            write_part(self._values, self._start, elements)
         self._start = stop
-        del self._buffer[:size]
+        self._held = 0
+
+    def _elements(self) -> Values:
+        """What the buffer holds."""
+        return np.frombuffer(self._buffer, self.dtype, self._held // self.item_size)
 
 
 class Table:
