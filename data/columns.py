@@ -39,7 +39,7 @@ METADATA_BLOCK = 2**16
 """HDF5's own bookkeeping lies together in blocks of this size, so that a commit changes few pages."""
 
 Values = npt.NDArray[Any]
-Codec = Literal["zstd", "lz4"]
+Codec = Literal["zstd", "lz4", "none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +66,11 @@ def open_file(journal: JournaledFile, new: bool) -> Any:
 
 def compression(dtype: npt.DTypeLike, codec: Codec = "zstd") -> dict[str, Any]:
     """Options of `create_dataset`: Zstandard after a byte shuffle of wider types (int8 codes shrink best without), or
-    LZ4, which is read two to four times as fast. Line numbers (u2) are read faster without a shuffle.
+    LZ4, which is read two to four times as fast, or nothing, for noise. Line numbers (u2) are read faster without a
+    shuffle.
     """
+    if codec == "none":
+        return {}
     size = np.dtype(dtype).itemsize
     if codec == "lz4":  # within Blosc: on a damaged chunk, HDF5's own LZ4 filter prints and that of bitshuffle crashes
         return dict(hdf5plugin.Blosc(cname="lz4", clevel=5, shuffle=int(size > 2)))
@@ -108,17 +111,23 @@ def let_go(journal: JournaledFile, file: Any) -> None:
     journal.close()
 
 
+_held_back = False  # whether Ctrl-C is: asking `signal` takes longer than many a thing that is protected
+
+
 @contextmanager
 def uninterrupted() -> Iterator[None]:
     """Hold Ctrl-C back: in the middle of h5py's work it would leave HDF5 with half of a change."""
-    if threading.current_thread() is not threading.main_thread():
+    global _held_back
+    if _held_back or threading.current_thread() is not threading.main_thread():
         yield
         return
     caught: list[FrameType | None] = []
     previous = signal.signal(signal.SIGINT, lambda _, frame: caught.append(frame))
     try:
+        _held_back = True
         yield
     finally:
+        _held_back = False
         signal.signal(signal.SIGINT, previous)
         if caught and callable(previous):
             previous(signal.SIGINT, caught[-1])
@@ -179,6 +188,7 @@ class Column:
         self.dtype = np.dtype(self._values.dtype.str)  # numpy's own object, which is compared quickest
         self.item_size = self.dtype.itemsize
         self._chunk = len(self._tail) * self.item_size
+        self._plain = not self._values.id.get_create_plist().get_nfilters()  # as the file has it: it may be older
         self._buffer = bytearray(self._chunk)
 
     def _continue(self, group: Any) -> None:
@@ -287,7 +297,10 @@ class Column:
         stop = self._start + len(elements)
         with writing(self._path):
             self._values.id.set_extent((stop,))
-            write_part(self._values, self._start, elements)
+            if self._plain and self._held == self._chunk:
+                self._values.id.write_direct_chunk((self._start,), elements)  # HDF5 would copy it first
+            else:
+                write_part(self._values, self._start, elements)
         self._start = stop
         self._held = 0
 

@@ -48,7 +48,7 @@ STREAMS = {
             "",
             "",
             "ADC codes, vector after vector; see readings; dtype as the tester gives it",
-            codec="lz4",
+            codec="none",
             chunks=2,
         ),
         Field("mvm/digest", "<u4", "", "in a digest: CRC-32 of the inputs, scales and outputs of one operation"),

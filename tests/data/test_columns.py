@@ -1,9 +1,11 @@
 """Columns hold what was appended, and after a kill what was flushed."""
 
 import shutil
+import signal
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 
 from hil.data import columns
 from hil.data.column_reader import ColumnReader, TableReader
-from hil.data.columns import Column, Field, Table, open_file
+from hil.data.columns import Codec, Column, Field, Table, open_file, uninterrupted
 from hil.data.journal import JournaledFile
 from hil.protocols.errors import DataError, StorageError
 
@@ -127,6 +129,70 @@ def test_a_column_is_continued_where_it_ended(path: Path, size: int, closed: boo
         flush(file, column)
         np.testing.assert_array_equal(read(path), numbers(0, 2 * size + 1))
         assert file["x/values"].shape[0] % CHUNK == 0  # no chunk is compressed twice
+
+
+@pytest.mark.parametrize("now", ["zstd", "none"])
+@pytest.mark.parametrize("before", ["lz4", "none"])
+def test_a_column_goes_on_with_the_compression_that_it_has(path: Path, before: Codec, now: Codec) -> None:
+    with journaled(path) as file:
+        column = Column(file, replace(FIELD, codec=before), CHUNK * 4)
+        column.append(numbers(0, 2 * CHUNK + 3))
+        column.settle()
+        flush(file, column)
+    with journaled(path, new=False) as file:
+        column = Column(file, replace(FIELD, codec=now), CHUNK * 4)
+        column.append(numbers(2 * CHUNK + 3, 5 * CHUNK + 1))
+        column.settle()
+        values = file["x/values"].id
+        assert values.get_create_plist().get_nfilters() == (before != "none")
+        assert before != "none" or values.get_storage_size() == 6 * CHUNK * 4
+        flush(file, column)
+    np.testing.assert_array_equal(read(path), numbers(0, 5 * CHUNK + 1))
+
+
+def test_nothing_is_lost_or_doubled_where_a_chunk_could_not_be_written(
+    file: Any, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    column = new_column(file)
+    column.append(numbers(0, 3))
+    with monkeypatch.context() as patch:
+        patch.setattr(columns, "write_part", failing(OSError(28, "No space left on device")))
+        for stop in (4 * CHUNK, 4 * CHUNK + 2):
+            with pytest.raises(StorageError, match="make room"):
+                column.append(numbers(len(column), stop))
+    column.append(numbers(4 * CHUNK + 2, 5 * CHUNK))
+    assert len(column) == 5 * CHUNK
+    flush(file, column)
+    np.testing.assert_array_equal(read(path), numbers(0, 5 * CHUNK))
+
+
+def test_ctrl_c_is_held_back_to_the_end_of_the_outermost() -> None:
+    done = []
+
+    def one_within_the_other() -> None:
+        with uninterrupted():
+            with uninterrupted():
+                signal.raise_signal(signal.SIGINT)
+                done.append("within")
+            done.append("after")
+        done.append("never")
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            one_within_the_other()
+    assert done == ["within", "after"] * 2
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("length", [2 * CHUNK + 1, 2 * CHUNK, CHUNK + 3, 0])
+def test_a_column_that_was_cut_goes_on_from_there(file: Any, path: Path, length: int) -> None:
+    column = new_column(file)
+    column.append(numbers(0, 2 * CHUNK + 5))
+    column.cut(length)
+    assert column.append(numbers(length, 4 * CHUNK)) == length
+    flush(file, column)
+    np.testing.assert_array_equal(read(path), numbers(0, 4 * CHUNK))
 
 
 @pytest.mark.parametrize("settled", [False, True])
