@@ -2,7 +2,7 @@
 
 A column is a group of three datasets:
 
-    values      compressed; grows by whole chunks only, so that no chunk is compressed twice
+    values      compressed, but for noise; grows by whole chunks only, so that no chunk is written twice
     tail        not compressed, as long as one chunk, written in place: the newest elements
     tail_range  two positions in the column: of the first element of the tail, and after the last one
 
@@ -141,7 +141,7 @@ def reason(error: Exception) -> str:
 
 
 class Column:
-    """Writes one column. What is appended stays in memory until a chunk is full or `flush` is called."""
+    """Writes one column. What is appended stays in memory until it is more than a chunk or `flush` is called."""
 
     def __init__(self, parent: Any, field: Field, chunk_bytes: int) -> None:
         """A column in the h5py group `parent`, continued where it is there. Without dtype in the field, the first
@@ -160,7 +160,7 @@ class Column:
         self._start = 0  # elements in `values`
         self.length = 0
         """Elements of the column: for those who append to `parts` themselves, without a call for each part."""
-        self._buffer = bytearray()  # room for a chunk, which holds elements after them
+        self._room = memoryview(b"")  # of a chunk, which holds elements after them
         self._held = 0  # bytes of them
         self.parts: list[bytes] = []
         """What was appended since the last `gather`."""
@@ -189,7 +189,7 @@ class Column:
         self.item_size = self.dtype.itemsize
         self._chunk = len(self._tail) * self.item_size
         self._plain = not self._values.id.get_create_plist().get_nfilters()  # as the file has it: it may be older
-        self._buffer = bytearray(self._chunk)
+        self._room = memoryview(bytearray(self._chunk))
 
     def _continue(self, group: Any) -> None:
         """Take up a column where it ends: less than a chunk goes back into the buffer."""
@@ -233,7 +233,7 @@ class Column:
         return position
 
     def gather(self) -> None:
-        """Take up what was added, and write the chunks that are full."""
+        """Take up what was added, and write full chunks where more follows."""
         if not self.parts:
             return
         if self.dtype is None:
@@ -251,7 +251,7 @@ class Column:
 
     def _hold(self, data: bytes | memoryview) -> None:
         """Put in the buffer what it has room for."""
-        self._buffer[self._held : self._held + len(data)] = data
+        self._room[self._held : self._held + len(data)] = data
         self._held += len(data)
 
     def _check_dtype(self, dtype: np.dtype[Any]) -> None:
@@ -297,7 +297,7 @@ class Column:
         stop = self._start + len(elements)
         with writing(self._path):
             self._values.id.set_extent((stop,))
-            if self._plain and self._held == self._chunk:
+            if self._plain and self._held == self._chunk and not self._start % len(self._tail):
                 self._values.id.write_direct_chunk((self._start,), elements)  # HDF5 would copy it first
             else:
                 write_part(self._values, self._start, elements)
@@ -306,7 +306,7 @@ class Column:
 
     def _elements(self) -> Values:
         """What the buffer holds."""
-        return np.frombuffer(self._buffer, self.dtype, self._held // self.item_size)
+        return np.frombuffer(self._room, self.dtype, self._held // self.item_size)
 
 
 class Table:

@@ -1,6 +1,6 @@
 """A file whose writes take effect all at once, or not at all: what HDF5 lacks when its writer is killed.
 
-h5py writes into a `JournaledFile`. Whole chunks beyond the end of what is committed go to the disk at once: nothing
+h5py writes into a `JournaledFile`. Whole pages beyond the end of what is committed go to the disk at once: nothing
 refers to them yet. Everything else is kept in memory until `commit`, which
 
     1. writes what else lies beyond that end,
@@ -61,8 +61,8 @@ class JournaledFile:
         self._size = self._end
         self._position = 0
         self._pages: dict[int, bytearray] = {}
-        self._ahead: set[int] = set()  # pages beyond the end of which the disk has something already
-        self._torn = False  # whether the file is half of a commit, whose journal lies behind it
+        self._ahead: set[int] = set()  # pages beyond the end that the disk has already
+        self._torn = False  # whether the file may be half of a commit, whose journal lies behind it
         self.full = False
         """Whether so much waits for the next commit that it should come now."""
 
@@ -90,14 +90,14 @@ class JournaledFile:
         except OSError:
             os.ftruncate(self._handle, max(self._end, PAGE * (max(self._ahead, default=-1) + 1)))
             raise
-        self._sync()
         self._torn = bool(changed)
+        self._sync()
         for start, data in self._runs(changed):
             write_at(self._handle, data, start)
         if changed:
             self._sync()
-        self._torn = False
         os.ftruncate(self._handle, self._size)
+        self._torn = False
         self._end = self._size
         self._pages.clear()
         self._ahead.clear()
@@ -136,7 +136,7 @@ class JournaledFile:
         view = memoryview(data).cast("B")
         start = self._position
         stop = start + len(view)
-        # Whole pages only: what shares a page with other writes stays in memory until the page is complete.
+        # Whole pages only: what shares a page with other writes waits for the commit.
         begin, end = max(-(-start // PAGE), self._first_new) * PAGE, stop // PAGE * PAGE
         if begin < end and self._write_ahead(view[begin - start : end - start], begin):
             self._keep(view[: begin - start], start)
@@ -223,6 +223,7 @@ class JournaledFile:
         body = b"".join([*map(NUMBER.pack, numbers), *(self._pages[number] for number in numbers)])
         fields = (MAGIC, self._size, start, len(numbers), self._size)
         crc = _checksum(fields, b"", body)
+        os.ftruncate(self._handle, start)  # what was written ahead and then cut off would lie behind it
         write_at(self._handle, body + TRAILER.pack(*fields, crc), start)
 
     def _sync(self) -> None:

@@ -150,6 +150,18 @@ def test_a_column_goes_on_with_the_compression_that_it_has(path: Path, before: C
     np.testing.assert_array_equal(read(path), numbers(0, 5 * CHUNK + 1))
 
 
+@pytest.mark.parametrize("settled", [False, True])
+@pytest.mark.parametrize("codec", ["zstd", "none"])
+def test_a_column_goes_on_after_it_was_settled(file: Any, path: Path, codec: Codec, settled: bool) -> None:
+    column = Column(file, replace(FIELD, codec=codec), CHUNK * 4)
+    column.append(numbers(0, CHUNK + 3))
+    if settled:
+        column.settle()
+    column.append(numbers(CHUNK + 3, 4 * CHUNK))
+    flush(file, column)
+    np.testing.assert_array_equal(read(path), numbers(0, 4 * CHUNK))
+
+
 def test_nothing_is_lost_or_doubled_where_a_chunk_could_not_be_written(
     file: Any, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

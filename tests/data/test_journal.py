@@ -226,6 +226,59 @@ def test_a_commit_that_failed_amid_its_pages_can_be_finished_until_the_next_one_
     assert path.read_bytes() == second + b"c" * 4 * PAGE
 
 
+def test_a_kill_after_chunks_were_cut_off_again_leaves_one_commit_or_the_next(tmp_path: Path, disk: Disk) -> None:
+    path, copy = tmp_path / "run.h5", tmp_path / "copy.h5"
+    journal = JournaledFile(path, True)
+    journal.write(b"a" * 4 * PAGE)
+    journal.commit()
+    before = path.read_bytes()
+    journal.write(b"b" * 20 * PAGE)
+    journal.truncate(4 * PAGE)
+    for page in (1, 3):
+        journal.seek(page * PAGE)
+        journal.write(b"c" * PAGE)
+    journal.commit()
+    after = path.read_bytes()
+    changes = [change for change in disk.changes if not isinstance(change, str)]
+    for number in range(4, len(changes) + 1):
+        disk.lay(copy, changes[:number])
+        assert_whole(copy, before, after)
+    journal.close()
+
+
+@pytest.mark.parametrize(("function", "call"), [("fsync", 1), ("ftruncate", 1)])
+def test_nothing_goes_where_a_commit_is_that_may_have_to_be_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, call: int
+) -> None:
+    path, copy = tmp_path / "run.h5", tmp_path / "copy.h5"
+    journal = JournaledFile(path, True, durable=True)
+    journal.write(b"a" * 2 * PAGE)
+    journal.commit()
+    journal.seek(0)
+    journal.write(b"b" * PAGE)  # refers to the next
+    journal.seek(2 * PAGE)
+    journal.write(b"B" * 2 * PAGE)
+    real, calls = getattr(os, function), itertools.count()
+
+    def fails_once(*arguments: int) -> None:
+        if next(calls) == call:  # after the journal
+            raise OSError(5, "Input/output error")
+        real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"hil.data.journal.os.{function}", fails_once)
+        with pytest.raises(OSError, match="Input/output"):
+            journal.commit()
+    journal.seek(2 * PAGE)
+    journal.write(b"C" * 2 * PAGE)
+    shutil.copyfile(path, copy)
+    assert recover(copy)
+    assert copy.read_bytes() == b"b" * PAGE + b"a" * PAGE + b"B" * 2 * PAGE
+    journal.commit()
+    assert path.read_bytes() == b"b" * PAGE + b"a" * PAGE + b"C" * 2 * PAGE
+    journal.close()
+
+
 def test_a_chunk_that_the_disk_does_not_take_is_told_by_the_commit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
