@@ -5,9 +5,11 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -67,6 +69,21 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
     monkeypatch.setattr("hil.data.journal.os.ftruncate", cut_off)
     monkeypatch.setattr("hil.data.journal.os.fsync", wait)
     return disk
+
+
+@contextmanager
+def failing_once(function: str, call: int) -> Iterator[None]:
+    """A disk on which one call of a function of `os` fails; they are counted from 0."""
+    real, calls = getattr(os, function), itertools.count()
+
+    def fails_once(*arguments: Any) -> Any:
+        if next(calls) == call:
+            raise OSError(5, "Input/output error")
+        return real(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(f"hil.data.journal.os.{function}", fails_once)
+        yield
 
 
 def write_columns(path: Path, disk: Disk, durable: bool) -> None:
@@ -192,17 +209,8 @@ def test_a_commit_that_failed_amid_its_pages_can_be_finished_until_the_next_one_
     for page in (1, 3, 5):  # none beside another
         journal.seek(page * PAGE)
         journal.write(b"b" * PAGE)
-    real, writes = os.pwrite, itertools.count()
-
-    def fails_once(handle: int, data: bytes, offset: int) -> int:
-        if next(writes) == 2:  # after the journal and the first page
-            raise OSError(5, "Input/output error")
-        return real(handle, data, offset)
-
-    with monkeypatch.context() as patch:
-        patch.setattr("hil.data.journal.os.pwrite", fails_once)
-        with pytest.raises(OSError, match="Input/output"):
-            journal.commit()
+    with failing_once("pwrite", 2), pytest.raises(OSError, match="Input/output"):  # after journal and first page
+        journal.commit()
     journal.seek(8 * PAGE)
     journal.write(b"c" * 4 * PAGE)  # would lie where the journal does
     copy = tmp_path / "copy.h5"
@@ -210,6 +218,8 @@ def test_a_commit_that_failed_amid_its_pages_can_be_finished_until_the_next_one_
     assert recover(copy)
     second = b"".join((b"b" if page in (1, 3, 5) else b"a") * PAGE for page in range(8))
     assert copy.read_bytes() == second
+
+    real = os.pwrite
 
     def full(handle: int, data: bytes, offset: int) -> int:
         if bytes(data[:1]) == b"c":
@@ -246,10 +256,8 @@ def test_a_kill_after_chunks_were_cut_off_again_leaves_one_commit_or_the_next(tm
     journal.close()
 
 
-@pytest.mark.parametrize(("function", "call"), [("fsync", 1), ("ftruncate", 1)])
-def test_nothing_goes_where_a_commit_is_that_may_have_to_be_finished(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, call: int
-) -> None:
+@pytest.mark.parametrize("function", ["fsync", "ftruncate"])
+def test_nothing_goes_where_a_commit_is_that_may_have_to_be_finished(tmp_path: Path, function: str) -> None:
     path, copy = tmp_path / "run.h5", tmp_path / "copy.h5"
     journal = JournaledFile(path, True, durable=True)
     journal.write(b"a" * 2 * PAGE)
@@ -258,17 +266,8 @@ def test_nothing_goes_where_a_commit_is_that_may_have_to_be_finished(
     journal.write(b"b" * PAGE)  # refers to the next
     journal.seek(2 * PAGE)
     journal.write(b"B" * 2 * PAGE)
-    real, calls = getattr(os, function), itertools.count()
-
-    def fails_once(*arguments: int) -> None:
-        if next(calls) == call:  # after the journal
-            raise OSError(5, "Input/output error")
-        real(*arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(f"hil.data.journal.os.{function}", fails_once)
-        with pytest.raises(OSError, match="Input/output"):
-            journal.commit()
+    with failing_once(function, 1), pytest.raises(OSError, match="Input/output"):  # after the journal
+        journal.commit()
     journal.seek(2 * PAGE)
     journal.write(b"C" * 2 * PAGE)
     shutil.copyfile(path, copy)
