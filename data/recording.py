@@ -11,7 +11,7 @@ from hil.data.columns import Values
 from hil.data.remarks import uncertain
 from hil.data.runfile import RunWriter
 from hil.data.schema import NONE
-from hil.data.waiting import FEW, MOST, pack_row
+from hil.data.waiting import LARGEST, MOST, MOST_CELLS, pack_row
 from hil.instruments.tester import ArrayTester
 from hil.protocols.errors import InputError
 from hil.protocols.limits import LINE
@@ -68,8 +68,9 @@ class RecordingTester(ArrayTester):
         self._shape: PulseShape | None = None  # of the last pulses, and its row in the log
         self._shape_row = NONE
         self._usual: dict[tuple[Operation, int], tuple[object, ...]] = {}  # what products that may wait are made of
+        self._few = LARGEST  # vectors of a product that may wait
         for region in tester.regions():
-            writer.region(region)
+            self._log_region(region)
 
     def identify(self) -> Identity:
         return self._tester.identify()
@@ -79,7 +80,7 @@ class RecordingTester(ArrayTester):
 
     def register(self, blocks: Sequence[Block]) -> Region:
         region = self._tester.register(blocks)
-        self._writer.region(region)
+        self._log_region(region)
         return region
 
     def regions(self) -> tuple[Region, ...]:
@@ -112,7 +113,7 @@ class RecordingTester(ArrayTester):
             self._log_mvm(kind, region, vectors, gain, None)
             raise
         count, now, writer = len(out), time_ns(), self._writer
-        if usual and len(codes) == scale.size == count <= FEW:
+        if usual and len(codes) == scale.size == count <= self._few:
             self._entries.append((
                 readings.op_id, kind, readings.status, readings.time_ns, now, region.handle, gain, count,
                 readings.saturated, codes.tobytes(), scale.tobytes(), out.tobytes(),
@@ -137,7 +138,7 @@ class RecordingTester(ArrayTester):
             raise
         cells, counts, kind = pulses.cells, pulses.counts, pulses.kind
         lines = cells.array.dtype is cells.row.dtype is cells.column.dtype is counts.dtype is LINE
-        if receipt.status is not COMPLETE or self._outlives or not lines or len(counts) > FEW:
+        if receipt.status is not COMPLETE or self._outlives or not lines or len(counts) > MOST_CELLS:
             self._log_program(pulses, receipt)
             return receipt
         if pulses.shape is not self._shape:
@@ -193,6 +194,11 @@ class RecordingTester(ArrayTester):
 
     def close(self) -> None:
         self._tester.close()
+
+    def _log_region(self, region: Region) -> None:
+        self._writer.region(region)
+        lines = sum(region.outputs(direction) for direction in Direction)
+        self._few = min(self._few, LARGEST // (2 * lines))  # codes have up to two bytes
 
     def _log_read(self, cells: Cells, readings: Readings | None) -> None:
         lines = cells.array, cells.row, cells.column

@@ -23,7 +23,7 @@ from hil.data.merging import merge_tail
 from hil.data.schema import FORMAT, NONE, READINGS, SHAPES, Start
 from hil.data.status import being_written, remove_status, write_status
 from hil.data.tail import Tail, tail_path
-from hil.data.waiting import FEW, MOST, UNANSWERED, Waiting, pack_row
+from hil.data.waiting import LARGEST, MOST, UNANSWERED, Waiting, pack_row
 from hil.protocols.errors import InputError, TesterError
 from hil.protocols.messages import (
     Operation,
@@ -178,12 +178,12 @@ class RunWriter:
             answer.op_id, kind, answer.status, answer.time_ns, now, region, gain, shape, polarity,
             count, done, answer.saturated,
         )  # fmt: skip
-        waiting = self.waiting
-        waiting.entries.append((row, kind, waiting.packed(kind, payload)))
+        packed, entries = self.waiting.packed(kind, payload), self.waiting.entries
+        entries.append((row, kind, packed))
         if self._tail is not None:
-            waiting.take_up()
+            self.waiting.take_up()
             self._tail.write()
-        if count > FEW or len(waiting.entries) >= MOST or not self.flushed_ns <= now < self.due_ns:
+        if sum(map(len, packed)) > LARGEST or len(entries) >= MOST or not self.flushed_ns <= now < self.due_ns:
             self.take_up()
 
     def take_up(self) -> None:

@@ -16,12 +16,12 @@ from hil.data.schema import NONE, OPERATION_CHUNK, OPERATIONS
 from hil.protocols.errors import TesterError
 from hil.protocols.messages import COMPLETE, MVM_DIRECTION, READ, RESET, SET, UPDATE, WAIT, Operation, Receipt, Status
 
-MOST = 512
-"""Operations that wait at most. CHOSEN: they take some 300 kB, and what a lot costs no longer counts (holding Ctrl-C
-back, for one).
-"""
-FEW = 16
-"""Vectors, cells or slots of an operation that waits, at most. CHOSEN: with more, waiting saves nothing."""
+MOST = 1024
+"""Operations that wait at most. CHOSEN: they take some 700 kB, and the 0.2 ms of a lot in training no longer count."""
+LARGEST = 2**15
+"""Bytes of payload of an operation that waits, at most. CHOSEN: more would save nothing. So 32 MB wait at most."""
+MOST_CELLS = LARGEST // 8
+"""Cells of pulses that wait, at most: each has four numbers of two bytes."""
 
 UNANSWERED = Receipt(NONE, NONE, Status.UNKNOWN, 0)
 """Stands for the answer to an operation that has none."""

@@ -22,6 +22,7 @@ from hil.data.journal import JournaledFile
 from hil.protocols.errors import DataError, StorageError
 
 CHUNK = 8
+ROOM = columns.ROOM * CHUNK
 FIELD = Field("x", "<i4", "A", "a current")
 ROW = (Field("n", "<i8", "", "number"), Field("kind", "u1", "", "kind"), Field("unit", "S4", "", "unit"))
 
@@ -162,6 +163,21 @@ def test_a_column_goes_on_after_it_was_settled(file: Any, path: Path, codec: Cod
     np.testing.assert_array_equal(read(path), numbers(0, 4 * CHUNK))
 
 
+@pytest.mark.parametrize("codec", ["zstd", "none"])
+def test_chunks_are_written_several_at_a_time(file: Any, path: Path, codec: Codec) -> None:
+    column = Column(file, replace(FIELD, codec=codec), CHUNK * 4)
+    for stop in range(CHUNK, ROOM + 1, CHUNK):
+        column.append(numbers(len(column), stop))
+        assert file["x/values"].shape == (0,)
+    column.append(numbers(ROOM, ROOM + 2 * CHUNK + 1))
+    assert file["x/values"].shape == (ROOM,)
+    flush(file, column)
+    assert file["x/values"].shape == (ROOM + 2 * CHUNK,)
+    column.append(numbers(len(column), 2 * ROOM))
+    flush(file, column)
+    np.testing.assert_array_equal(read(path), numbers(0, 2 * ROOM))
+
+
 def test_nothing_is_lost_or_doubled_where_a_chunk_could_not_be_written(
     file: Any, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,13 +185,15 @@ def test_nothing_is_lost_or_doubled_where_a_chunk_could_not_be_written(
     column.append(numbers(0, 3))
     with monkeypatch.context() as patch:
         patch.setattr(columns, "write_part", failing(OSError(28, "No space left on device")))
-        for stop in (4 * CHUNK, 4 * CHUNK + 2):
+        for stop in (2 * ROOM + CHUNK, 2 * ROOM + CHUNK + 2):
             with pytest.raises(StorageError, match="make room"):
                 column.append(numbers(len(column), stop))
-    column.append(numbers(4 * CHUNK + 2, 5 * CHUNK))
-    assert len(column) == 5 * CHUNK
+        with pytest.raises(StorageError, match="make room"):
+            column.flush()
+    column.append(numbers(len(column), 3 * ROOM))
+    assert len(column) == 3 * ROOM
     flush(file, column)
-    np.testing.assert_array_equal(read(path), numbers(0, 5 * CHUNK))
+    np.testing.assert_array_equal(read(path), numbers(0, 3 * ROOM))
 
 
 def test_ctrl_c_is_held_back_to_the_end_of_the_outermost() -> None:

@@ -81,16 +81,18 @@ def content(path: Path) -> dict[str, list[Any]]:
 
 def test_the_log_is_the_same_whether_operations_wait_or_not(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
-    for most, chunk in ((waiting.MOST, 2**15), (1, 2**15), (waiting.MOST, 50)):
-        monkeypatch.setattr(recording, "MOST", most)
-        monkeypatch.setattr(runfile, "MOST", most)
+    usual = waiting.MOST, waiting.LARGEST, 2**15
+    for most, largest, chunk in (usual, (1, *usual[1:]), (waiting.MOST, 200, 2**15), (*usual[:2], 50)):
+        for module in (recording, runfile):
+            monkeypatch.setattr(module, "MOST", most)
+            monkeypatch.setattr(module, "LARGEST", largest)
         monkeypatch.setattr(waiting, "OPERATION_CHUNK", chunk)
         tester, writer = make()
-        operate(tester, 1000)
+        operate(tester, 2000)
         writer.close("completed", {})
         found.append(content(writer.path))
     assert len(found[0]["op_id"]) > 4 * waiting.MOST
-    assert found[0] == found[1] == found[2]
+    assert found[0] == found[1] == found[2] == found[3]
 
 
 def test_operations_wait_only_where_the_chip_dies_with_the_process(make: Make) -> None:
@@ -106,14 +108,29 @@ def test_operations_wait_only_where_the_chip_dies_with_the_process(make: Make) -
         writer.close("completed", {})
 
 
-def test_large_batches_do_not_wait(make: Make) -> None:
+def test_large_operations_do_not_wait(make: Make) -> None:
     tester, writer = make()
     for _ in range(2):
-        multiply(tester, np.ones((waiting.FEW + 1, 8)))
+        multiply(tester, LINES)
+        pulse(tester, Operation.SET, np.zeros(waiting.MOST_CELLS, np.uint16))
+        tester.read(Cells.of(0, np.zeros(1000, np.uint16), 1))
+        assert len(writer.waiting.entries) == 3
+        multiply(tester, np.ones((waiting.LARGEST // 12, 8)))  # and 4 outputs, with a scale each
         assert writer.waiting.entries == []
-        pulse(tester, Operation.SET, np.zeros(waiting.FEW + 1, np.uint16))
+        pulse(tester, Operation.SET, np.zeros(waiting.MOST_CELLS + 1, np.uint16))
         assert writer.waiting.entries == []
     writer.close("completed", {})
+
+
+def test_the_larger_a_region_the_fewer_of_its_vectors_wait(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recording, "LARGEST", 2 * (8 + 4) * 3)
+    tester, writer = make()
+    multiply(tester, LINES)
+    taken: list[int] = []
+    monkeypatch.setattr(writer, "operation", lambda _kind, _payload, _answer, count, *_, **__: taken.append(count))
+    for vectors in range(1, 7):
+        multiply(tester, np.ones((vectors, 8)))
+    assert taken == [4, 5, 6]
 
 
 def test_each_pulse_has_its_shape(make: Make) -> None:
