@@ -198,10 +198,10 @@ class Column:
         self.item_size = self.dtype.itemsize
         self._chunk = len(self._tail) * self.item_size
         self._plain = not self._values.id.get_create_plist().get_nfilters()  # as the file has it: it may be older
-        self._room = memoryview(bytearray(ROOM * self._chunk))
+        self._room = np.empty(ROOM * self._chunk, np.uint8).data  # takes no memory until it is used
 
     def _continue(self, group: Any) -> None:
-        """Take up a column where it ends: less than a chunk goes back into the buffer."""
+        """Take up a column where it ends: a chunk at most goes back into the room."""
         with writing(self._path):
             self._attach(group)
             if not self._chunk:
@@ -277,7 +277,9 @@ class Column:
             self._settle(self._held)
 
     def flush(self) -> None:
-        """Write what `values` does not hold. Raises what h5py raises: many are flushed within one `writing`."""
+        """Write what `values` does not hold. Raises StorageError, or what h5py raises: many are flushed within one
+        `writing`.
+        """
         self.gather()
         if self._held >= self._chunk:
             self._settle(self._held // self._chunk * self._chunk)
@@ -292,31 +294,31 @@ class Column:
     def cut(self, length: int) -> None:
         """Forget the elements from position `length` on."""
         self.gather()
-        if length < self._start:
-            with writing(self._path):
+        with writing(self._path):
+            if length < self._start:
                 self._start = length // len(self._tail) * len(self._tail)
                 self._held = 0
                 self._hold(self._values[self._start : length].tobytes())
-                self._values.resize((self._start,))
-        else:
             self._held = (length - self._start) * self.item_size
-        self.length = length
-        self._flushed = (-1, -1)
+            if self.dtype is not None and len(self._values) > self._start:  # also where chunks could not be written
+                self._values.resize((self._start,))
+            self.length = length
+            self._flushed = (-1, -1)
 
     def _settle(self, size: int) -> None:
         """Move so many bytes of the room into `values`."""
         elements = self._elements()[: size // self.item_size]
-        chunk, stop = len(self._tail), self._start + len(elements)
-        direct = len(elements) // chunk if self._plain and not self._start % chunk else 0  # HDF5 would copy these first
+        start, chunk = self._start, len(self._tail)
+        whole = len(elements) // chunk * chunk if self._plain and not start % chunk else 0
         with writing(self._path):
-            self._values.id.set_extent((stop,))
-            for first in range(0, direct * chunk, chunk):
-                self._values.id.write_direct_chunk((self._start + first,), elements[first : first + chunk])
-            if len(elements) > direct * chunk:
-                write_part(self._values, self._start + direct * chunk, elements[direct * chunk :])
-        self._start = stop
-        self._room[: self._held - size] = self._room[size : self._held]
-        self._held -= size
+            self._values.id.set_extent((start + len(elements),))
+            for first in range(0, whole, chunk):  # HDF5 would copy them first
+                self._values.id.write_direct_chunk((start + first,), elements[first : first + chunk])
+            if len(elements) > whole:
+                write_part(self._values, start + whole, elements[whole:])
+            self._start += len(elements)
+            self._room[: self._held - size] = self._room[size : self._held]
+            self._held -= size
 
     def _elements(self) -> Values:
         """What the room holds."""

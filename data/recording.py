@@ -11,7 +11,7 @@ from hil.data.columns import Values
 from hil.data.remarks import uncertain
 from hil.data.runfile import RunWriter
 from hil.data.schema import NONE
-from hil.data.waiting import LARGEST, MOST, MOST_CELLS, pack_row
+from hil.data.waiting import LARGEST, MOST, MOST_PULSED, pack_row
 from hil.instruments.tester import ArrayTester
 from hil.protocols.errors import InputError
 from hil.protocols.limits import LINE
@@ -138,7 +138,7 @@ class RecordingTester(ArrayTester):
             raise
         cells, counts, kind = pulses.cells, pulses.counts, pulses.kind
         lines = cells.array.dtype is cells.row.dtype is cells.column.dtype is counts.dtype is LINE
-        if receipt.status is not COMPLETE or self._outlives or not lines or len(counts) > MOST_CELLS:
+        if receipt.status is not COMPLETE or self._outlives or not lines or len(counts) > MOST_PULSED:
             self._log_program(pulses, receipt)
             return receipt
         if pulses.shape is not self._shape:
@@ -197,8 +197,8 @@ class RecordingTester(ArrayTester):
 
     def _log_region(self, region: Region) -> None:
         self._writer.region(region)
-        lines = sum(region.outputs(direction) for direction in Direction)
-        self._few = min(self._few, LARGEST // (2 * lines))  # codes have up to two bytes
+        codes = max(region.inputs(way) + region.outputs(way) for way in Direction)
+        self._few = min(self._few, LARGEST // (4 + 2 * codes))  # with its scale; codes of most testers have two bytes
 
     def _log_read(self, cells: Cells, readings: Readings | None) -> None:
         lines = cells.array, cells.row, cells.column

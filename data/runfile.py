@@ -47,7 +47,7 @@ SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
 class RunWriter:
-    """Writes one run file. Everything is synchronous; memory is bounded by one chunk per column.
+    """Writes one run file. Everything is synchronous; memory is bounded.
 
     Every method that writes raises `StorageError` where the disk does not take it.
     """

@@ -17,10 +17,10 @@ from hil.protocols.errors import TesterError
 from hil.protocols.messages import COMPLETE, MVM_DIRECTION, READ, RESET, SET, UPDATE, WAIT, Operation, Receipt, Status
 
 MOST = 1024
-"""Operations that wait at most. CHOSEN: they take some 700 kB, and the 0.2 ms of a lot in training no longer count."""
+"""Operations that wait at most. CHOSEN: they usually take 700 kB; the 0.2 ms of a lot no longer count."""
 LARGEST = 2**15
 """Bytes of payload of an operation that waits, at most. CHOSEN: more would save nothing. So 32 MB wait at most."""
-MOST_CELLS = LARGEST // 8
+MOST_PULSED = LARGEST // 8
 """Cells of pulses that wait, at most: each has four numbers of two bytes."""
 
 UNANSWERED = Receipt(NONE, NONE, Status.UNKNOWN, 0)

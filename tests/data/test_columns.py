@@ -215,14 +215,33 @@ def test_ctrl_c_is_held_back_to_the_end_of_the_outermost() -> None:
         signal.raise_signal(signal.SIGINT)
 
 
+@pytest.mark.parametrize("written", [False, True])
 @pytest.mark.parametrize("length", [2 * CHUNK + 1, 2 * CHUNK, CHUNK + 3, 0])
-def test_a_column_that_was_cut_goes_on_from_there(file: Any, path: Path, length: int) -> None:
+def test_a_column_that_was_cut_goes_on_from_there(file: Any, path: Path, length: int, written: bool) -> None:
     column = new_column(file)
     column.append(numbers(0, 2 * CHUNK + 5))
+    if written:
+        flush(file, column)
+    assert file["x/values"].shape == (2 * CHUNK * written,)
     column.cut(length)
     assert column.append(numbers(length, 4 * CHUNK)) == length
     flush(file, column)
     np.testing.assert_array_equal(read(path), numbers(0, 4 * CHUNK))
+
+
+def test_a_column_is_cut_where_its_chunks_could_not_be_written(
+    file: Any, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    column = new_column(file)
+    column.append(numbers(1, 2 * CHUNK + 4))
+    with monkeypatch.context() as patch:
+        patch.setattr(columns, "write_part", failing(OSError(28, "No space left on device")))
+        with pytest.raises(StorageError, match="make room"):
+            column.flush()
+    column.cut(5)
+    flush(file, column)
+    np.testing.assert_array_equal(read(path), numbers(1, 6))
+    assert file["x/values"].shape == (0,)
 
 
 @pytest.mark.parametrize("settled", [False, True])

@@ -112,18 +112,18 @@ def test_large_operations_do_not_wait(make: Make) -> None:
     tester, writer = make()
     for _ in range(2):
         multiply(tester, LINES)
-        pulse(tester, Operation.SET, np.zeros(waiting.MOST_CELLS, np.uint16))
+        pulse(tester, Operation.SET, np.zeros(waiting.MOST_PULSED, np.uint16))
         tester.read(Cells.of(0, np.zeros(1000, np.uint16), 1))
         assert len(writer.waiting.entries) == 3
         multiply(tester, np.ones((waiting.LARGEST // 12, 8)))  # and 4 outputs, with a scale each
         assert writer.waiting.entries == []
-        pulse(tester, Operation.SET, np.zeros(waiting.MOST_CELLS + 1, np.uint16))
+        pulse(tester, Operation.SET, np.zeros(waiting.MOST_PULSED + 1, np.uint16))
         assert writer.waiting.entries == []
     writer.close("completed", {})
 
 
 def test_the_larger_a_region_the_fewer_of_its_vectors_wait(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recording, "LARGEST", 2 * (8 + 4) * 3)
+    monkeypatch.setattr(recording, "LARGEST", (4 + 2 * (8 + 4)) * 3)
     tester, writer = make()
     multiply(tester, LINES)
     taken: list[int] = []
@@ -131,6 +131,18 @@ def test_the_larger_a_region_the_fewer_of_its_vectors_wait(make: Make, monkeypat
     for vectors in range(1, 7):
         multiply(tester, np.ones((vectors, 8)))
     assert taken == [4, 5, 6]
+
+
+def test_of_a_region_with_few_cells_far_apart_few_vectors_wait(make: Make) -> None:
+    tester, writer = make()
+    far = replace(BLOCK, row_offset=waiting.LARGEST // 4)
+    region = tester.register([far])
+    vectors = Vectors(np.zeros((2, region.rows), np.int8), np.ones(2, np.float32))
+    for _ in range(2):
+        tester.mvm(region, vectors, Direction.FORWARD, 0)
+        tester.mvm(region, vectors, Direction.FORWARD, 1)
+        assert sum(len(entry) == waiting.PRODUCT for entry in writer.waiting.entries) == 0
+    writer.close("completed", {})
 
 
 def test_each_pulse_has_its_shape(make: Make) -> None:
