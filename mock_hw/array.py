@@ -147,9 +147,9 @@ class Chip:
         """Drop what is kept ready for products with one region: it is to be another one."""
         self._matrices.pop(handle, None)
 
-    def count(self, what: str) -> I64:
+    def count(self, what: str, part: slice = slice(None)) -> I64:
         """How often each cell was pulsed or read: `set_count`, `reset_count` or `read_count`."""
-        return self.cells[what] + np.int64(256) * self.carries[what]
+        return self.cells[what][part] + np.int64(256) * self.carries[what][part]
 
 
 class Product:

@@ -23,6 +23,12 @@ from hil.protocols.messages import Identity, Operation, Readings, Receipt, Statu
 
 FORMAT = "hil-chip"
 VERSION = 1
+CELL_ARRAYS = CELL.names or ()
+COUNTS = CARRY.names or ()
+ARRAYS = (*CELL_ARRAYS, "step_scale", "nu", "row_reads", "column_reads")
+"""All arrays that make up a chip's state."""
+PART = 2**18
+"""Cells that are copied at a time, so that a dump takes little more memory than what it gives."""
 
 
 def save(path: Path, firmware: Firmware, identity: Identity) -> None:
@@ -97,28 +103,42 @@ def _write(file: h5py.File, firmware: Firmware, identity: Identity) -> None:
     file["about"] = json.dumps(about, default=_plain)
     if isinstance(reply, Readings):
         file["reply_codes"] = reply.codes
-    for name, values in _arrays_of(chip):
-        file.create_dataset(f"arrays/{name}", data=values, chunks=True, **hdf5plugin.Bitshuffle(cname="lz4"))
+    for name in ARRAYS:
+        shape, kind = _kind(chip, name)
+        stored = file.create_dataset(f"arrays/{name}", shape, kind, chunks=True, **hdf5plugin.Bitshuffle(cname="lz4"))
+        for part in _parts(shape[0]):
+            stored[part] = _part(chip, name, part)
 
 
-def _arrays_of(chip: Chip) -> Iterator[tuple[str, npt.NDArray[Any]]]:
-    """All arrays that make up the chip's state by name, counts whole; one at a time, because they are large."""
-    for name in CELL.names or ():
-        yield name, chip.count(name).astype(np.uint32) if name in (CARRY.names or ()) else chip.cells[name]
-    for name in ("step_scale", "nu", "row_reads", "column_reads"):
-        yield name, vars(chip)[name]
+def _parts(count: int) -> Iterator[slice]:
+    for start in range(0, count, PART):
+        yield slice(start, min(start + PART, count))
 
 
-def _set_array(chip: Chip, name: str, values: npt.NDArray[Any]) -> None:
-    """Take up what `_arrays_of` gave."""
-    if name in (CARRY.names or ()):
-        chip.cells[name] = values & 255
+def _values(chip: Chip, name: str) -> npt.NDArray[Any]:
+    """An array of the chip's state, where it lies; of counts without what is carried."""
+    return np.asarray(chip.cells[name] if name in CELL_ARRAYS else vars(chip)[name])
+
+
+def _kind(chip: Chip, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """The shape and type with which an array is stored."""
+    values = _values(chip, name)
+    return values.shape, np.dtype(np.uint32) if name in COUNTS else values.dtype
+
+
+def _part(chip: Chip, name: str, part: slice) -> npt.NDArray[Any]:
+    """A part of an array as it is stored, counts whole."""
+    return chip.count(name, part).astype(np.uint32) if name in COUNTS else _values(chip, name)[part]
+
+
+def _set_part(chip: Chip, name: str, part: slice, values: npt.NDArray[Any]) -> None:
+    """Take up what `_part` gave."""
+    if name in COUNTS:
+        chip.cells[name][part] = values & 255
         carried = np.flatnonzero(values > 255)  # the other carries are not written to, so that they take no memory
-        chip.carries[name][carried] = values[carried] >> 8
-    elif name in (CELL.names or ()):
-        chip.cells[name] = values
+        chip.carries[name][part][carried] = values[carried] >> 8
     else:
-        vars(chip)[name][...] = values
+        _values(chip, name)[part] = values
 
 
 def _plain(value: Any) -> Any:
@@ -134,11 +154,12 @@ def _arrays(value: dict[str, Any]) -> Any:
 def _read(file: h5py.File) -> tuple[Firmware, str, str]:
     about = json.loads(file["about"][()], object_hook=_arrays)
     chip = Chip(chips.from_json(about["parameters"]), np.random.SeedSequence(0))
-    for name, values in _arrays_of(chip):
-        stored = file[f"arrays/{name}"]
-        if stored.shape != values.shape or stored.dtype != values.dtype:
-            raise ValueError(f"arrays/{name} is {stored.dtype} {stored.shape}, expected {values.dtype} {values.shape}")
-        _set_array(chip, name, stored[()])
+    for name in ARRAYS:
+        stored, (shape, kind) = file[f"arrays/{name}"], _kind(chip, name)
+        if stored.shape != shape or stored.dtype != kind:
+            raise ValueError(f"arrays/{name} is {stored.dtype} {stored.shape}, expected {kind} {shape}")
+        for part in _parts(shape[0]):
+            _set_part(chip, name, part, stored[part])
     chip.normals.restore(about["normals"])
     chip.constants["key"] = about.get("key", 0)
     chip.now_ns = about["now_ns"]

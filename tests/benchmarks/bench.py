@@ -20,6 +20,7 @@ import torch
 
 # The benchmarks beside this one.
 from history_bench import report_history
+from memory import peak_of
 from runfile_bench import OPERATIONS, log_cost, report_run_file
 from size_bench import report_size
 from studies_bench import report_studies
@@ -35,25 +36,15 @@ MOST_MEMORY = 600
 """MB that a run may take over an interpreter with torch loaded."""
 
 
-def peak_memory(command: list[str]) -> float:
-    """Peak resident memory (MB) of a process of its own."""
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, command)
-    return usage.ru_maxrss / 1024
-
-
 def report_memory(data_dir: Path | None, folder: Path) -> None:
     """Print what runs of different lengths take over an interpreter with torch."""
-    empty = peak_memory([sys.executable, "-c", "import torch"])
+    empty = peak_of([sys.executable, "-c", "import torch"]) / 1e6
     print(f"memory: an interpreter with torch takes {empty:.0f} MB")
     name, options = ("mnist-mlp", ["--data-dir", str(data_dir)]) if data_dir else ("digits", [])
     for images in (3000, 60_000) if data_dir else (700, 1400):
         out = folder / f"{images}.h5"
         command = [str(HIL), "train", name, *options, "--epochs", "1", "--out", str(out), "--json"]
-        more = peak_memory([*command, "--set", f"train_images={images}"]) - empty
+        more = peak_of([*command, "--set", f"train_images={images}"]) / 1e6 - empty
         print(f"  `hil train {name}`, {images} images: {more:.0f} MB more (at most {MOST_MEMORY}: ", end="")
         print(f"{verdict(more <= MOST_MEMORY)})")
 
@@ -78,7 +69,7 @@ def main() -> None:
     print(f"{platform.machine()}, {os.cpu_count()} CPUs, {versions}, torch {torch.__version__}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        report_memory(data_dir, folder)  # first: a child's peak counts what its parent holds when it is started
+        report_memory(data_dir, folder)
         report_size()
         report_start()
         report_studies(folder)

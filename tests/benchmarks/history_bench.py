@@ -8,7 +8,6 @@ memory then: it was just written), and removed.
 """
 
 import argparse
-import re
 import statistics
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from typing import Any
 import h5py
 import numpy as np
 import numpy.typing as npt
+from memory import own_peak
 
 from hil.bench import open_tester
 from hil.data.run import Run
@@ -189,18 +189,12 @@ def ask(path: Path) -> None:
     """What is measured of some devices, with the time and memory that it took; the last line sums it up."""
     rng = np.random.default_rng(2)
     seconds = [history(path, device) for device in rng.integers(0, DEVICES, REPETITIONS).tolist()]
-    memory = peak_memory()
+    memory = own_peak() / 1e6
     history(path, 0)
-    most = peak_memory()
+    most = own_peak() / 1e6
     print(f"device 0, which is used most, took {most:.0f} MB")
     size = path.stat().st_size / 1e9
     print(f"one device's history out of a {size:.3g} GB file: {statistics.median(seconds):.2f} s, {memory:.0f} MB")
-
-
-def peak_memory() -> float:
-    """Peak resident memory of this program (MB); what the operating system counts by process holds its parent's too."""
-    (kilobytes,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    return int(kilobytes) * 1024 / 1e6
 
 
 def history(path: Path, device: int) -> float:

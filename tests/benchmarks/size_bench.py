@@ -2,12 +2,12 @@
 
 import json
 import math
-import resource
 import subprocess
 import sys
 from typing import Any
 
 import torch
+from memory import own_peak
 
 SIZES = (10**4, 10**5, 10**6, 10**7, 10**8)
 DENSITY = 0.2
@@ -18,12 +18,7 @@ ROWS, COLUMNS = 512, 2048
 """Lines of the largest array."""
 
 
-def peak() -> int:
-    """Peak resident memory of this process (bytes)."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-WITH_TORCH = peak()
+WITH_TORCH = own_peak()
 
 
 def chip_for(width: int) -> str:
@@ -49,7 +44,7 @@ def network(devices: int) -> dict[str, Any]:
     data = DataSet("made-up", pixels, labels, pixels[:1], labels[:1], 10)
     settings = settings_of(f"hidden=[{width}]", f"tester={chip_for(width)}", f"lr={0.1 / width}", "refresh_images=0")
     rate = unlogged(settings, data, aged=AGED)  # fresh devices of a large chip all drift at once
-    return {"width": width, "seconds": 1 / rate.images, "pulses": rate.pulses, "memory": peak() - WITH_TORCH}
+    return {"width": width, "seconds": 1 / rate.images, "pulses": rate.pulses, "memory": own_peak() - WITH_TORCH}
 
 
 def chip(devices: int) -> dict[str, Any]:
@@ -66,7 +61,7 @@ def chip(devices: int) -> dict[str, Any]:
     region = tester.register(blocks)
     tester.wait(1.0)
     tester.mvm(region, Vectors(np.ones((1, arrays * ROWS), np.int8), np.ones(1, np.float32)), Direction.FORWARD, 9)
-    return {"devices": arrays * ROWS * COLUMNS, "memory": peak() - WITH_TORCH}
+    return {"devices": arrays * ROWS * COLUMNS, "memory": own_peak() - WITH_TORCH}
 
 
 def child(what: str, devices: int) -> Any:

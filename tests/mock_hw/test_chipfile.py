@@ -2,6 +2,7 @@
 
 import json
 import resource
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -234,6 +235,30 @@ def test_counts_of_pulses_and_reads_come_back_whole(make_chip: MakeChip) -> None
     assert again.chip.count("set_count")[places].tolist() == [1500, 300_000]
     assert again.chip.count("read_count")[places].tolist() == [300, 300]
     assert again.chip.count("reset_count").sum() == 0
+
+
+@pytest.mark.parametrize("size", [7, 2048, 4095])
+def test_a_chip_is_the_same_whatever_the_parts_it_is_copied_in(
+    make_chip: MakeChip, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    firmware = Firmware(make_chip(**VARIANTS["spread"]))
+    register(firmware)
+    for n, step in enumerate(steps(40), 1):
+        step(firmware, n)
+    firmware.chip.carries["set_count"][::5] = 3
+    monkeypatch.setattr(chipfile, "PART", size)
+    again, _, _ = chipfile.parse(chipfile.dump(firmware, IDENTITY))
+    for name in ("cells", "carries", "step_scale", "nu", "row_reads", "column_reads"):
+        np.testing.assert_array_equal(getattr(again.chip, name), getattr(firmware.chip, name))
+
+
+def test_a_dump_takes_little_more_memory_than_what_it_gives(make_chip: MakeChip) -> None:
+    firmware = Firmware(make_chip(arrays=8, rows=512, columns=512))
+    tracemalloc.start()
+    content = chipfile.dump(firmware, IDENTITY)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < len(content) + firmware.chip.cells.nbytes / 4
 
 
 def test_a_chip_of_before_flicker_is_loaded_without_a_key(path: Path) -> None:
